@@ -1,0 +1,58 @@
+"""
+Ask a model once: a response cache for LLM applications, on Redis.
+
+    from askonce import Cache
+
+    cache = Cache("redis://localhost:6379/0", namespace="docs")
+    answer = cache.get_or_compute({"model": "gpt-4o-mini", "prompt": "Why?"}, call_the_model)
+
+The names below are the public API; every other module is private.
+"""
+
+from ._aio import AsyncCache, AsyncLease
+from ._cache import Cache, Lease
+from .control import control
+from .entry import Codec
+from .errors import (
+    AskonceError,
+    BackendUnavailable,
+    ConfigurationError,
+    LeaderFailed,
+    MissingExtra,
+    NotCached,
+    Uncacheable,
+)
+from .keys import Difference, Explanation, Request, Verbatim
+from .policy import Admit, Duration, Freshness, Policy, Refused, Size
+from .served import Served, Source
+from .stats import Stats, Usage
+
+__all__ = [
+    "Admit",
+    "AskonceError",
+    "AsyncCache",
+    "AsyncLease",
+    "BackendUnavailable",
+    "Cache",
+    "Codec",
+    "ConfigurationError",
+    "Difference",
+    "Duration",
+    "Explanation",
+    "Freshness",
+    "LeaderFailed",
+    "Lease",
+    "MissingExtra",
+    "NotCached",
+    "Policy",
+    "Refused",
+    "Request",
+    "Served",
+    "Size",
+    "Source",
+    "Stats",
+    "Uncacheable",
+    "Usage",
+    "Verbatim",
+    "control",
+]

@@ -1,0 +1,485 @@
+"""The cache for asyncio.  ``_cache`` is its twin; keep them side by side."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import inspect
+import time
+import weakref
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from concurrent.futures import Future
+from typing import Any, ParamSpec, TypeVar, assert_never, overload
+
+from . import _programs as programs
+from ._effects import (
+    TIMED_OUT,
+    Ask,
+    Compute,
+    Computed,
+    Decode,
+    Detach,
+    Effect,
+    Encode,
+    Fetch,
+    Fetched,
+    Invoke,
+    InvokeMany,
+    Join,
+    Listen,
+    Program,
+    Sleep,
+)
+from ._namespace import Call
+from ._view import View, memo_request
+from ._wire.commands import answer, checked, is_unknown_script, pack, pack_load, pack_script
+from .control import NONE, current
+from .entry import Codec
+from .errors import BackendUnavailable, ConfigurationError
+from .keys import Explanation, tag_hash
+from .policy import Admit, Duration
+from .served import AnyServed, Served
+from .stats import Stats, Usage
+
+T = TypeVar("T")
+R = TypeVar("R")
+P = ParamSpec("P")
+
+#: Detached work of each loop; a task that nothing refers to may be collected while it runs.
+_background: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, set[asyncio.Task[Any]]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the event loop that this thread is running, if any."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+async def _awaited(value: Awaitable[T] | T) -> T:
+    if isinstance(value, Awaitable):
+        awaited: T = await value
+        return awaited
+    return value
+
+
+async def _within(future: Future[T], seconds: float, otherwise: R) -> T | R:
+    """
+    Return what *future* holds, or *otherwise* after *seconds*.
+
+    Shielded: one impatient caller must not cancel what others wait for.  The future may belong to any thread or loop.
+    """
+    waiting = asyncio.wrap_future(future)
+    waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, even if nobody asks
+    try:
+        return await asyncio.wait_for(asyncio.shield(waiting), seconds)
+    except TimeoutError:
+        if future.done():
+            raise  # the leader's own error
+        return otherwise
+
+
+class AsyncCache(View):
+    """A response cache for code that awaits; safe to share between tasks and event loops."""
+
+    async def lookup(self, request: object, *, codec: Codec[Any] | None = None) -> AnyServed | None:
+        """
+        Return what is stored for *request*, fresh or stale, or None.  Costs one round trip.
+
+        Raises Uncacheable for a request that has no canonical form.
+        """
+        control, call, fetched = current(), self._call(codec), None
+        digest = self._digest(request, control)
+        if control is NONE:
+            served, fetched = await self._straight(digest, call)
+            if served is not None:
+                return served
+        wanted = self._namespace.ask(digest, self._policy, control)
+        return await self._run(programs.lookup(self._namespace.state, wanted, fetched), call)
+
+    async def store(
+        self,
+        request: object,
+        value: object,
+        *,
+        ttl: Duration | None = None,
+        tags: Sequence[str] = (),
+        cost: float | None = None,
+        codec: Codec[Any] | None = None,
+        admit: Admit | None = None,
+    ) -> bool:
+        """
+        Store *value* for *request*; return True if it was admitted and stored.
+
+        ``cost`` is what it took to compute, in seconds.  Raises Uncacheable for a request or a value that cannot be
+        stored without guessing.
+        """
+        wanted = self._ask(request, ttl=ttl, tags=tags)
+        cost_ms = round((cost or 0.0) * 1000)
+        return await self._run(
+            programs.store(self._namespace.state, wanted, value, cost_ms), self._call(codec, admit)
+        )
+
+    async def get_or_compute(
+        self,
+        request: object,
+        fn: Callable[[], Awaitable[T] | T],
+        *,
+        ttl: Duration | None = None,
+        tags: Sequence[str] = (),
+        codec: Codec[T] | None = None,
+        admit: Admit | None = None,
+    ) -> T:
+        """
+        Return what is stored for *request*, or what *fn* returns, called once among all who ask at the same time.
+
+        The value is in the caller's hand whatever becomes of the cache.  Exceptions of *fn* pass unwrapped; Uncacheable
+        is raised for a request that has no canonical form, LeaderFailed if another process computed it and failed.
+        """
+        served = await self.serve(request, fn, ttl=ttl, tags=tags, codec=codec, admit=admit)
+        return served.value
+
+    async def serve(
+        self,
+        request: object,
+        fn: Callable[[], Awaitable[T] | T],
+        *,
+        ttl: Duration | None = None,
+        tags: Sequence[str] = (),
+        codec: Codec[T] | None = None,
+        admit: Admit | None = None,
+    ) -> Served[T]:
+        """Do what ``get_or_compute`` does, and return the value together with its source, age and ttl."""
+        control, fetched = current(), None
+        digest = self._digest(request, control)
+
+        async def compute(_: Sequence[int]) -> list[T]:
+            return [await _awaited(fn())]
+
+        call = self._call(codec, admit, compute, (digest,))
+        if control is NONE:
+            served, fetched = await self._straight(digest, call)
+            if served is not None:
+                return served
+        wanted = self._namespace.ask(
+            digest, self._policy, control, ttl=ttl, tags=tags, home=asyncio.get_running_loop()
+        )
+        return await self._run(programs.get_or_compute(self._namespace.state, wanted, fetched), call)
+
+    async def get_many(
+        self, requests: Sequence[object], *, codec: Codec[Any] | None = None
+    ) -> list[AnyServed | None]:
+        """Return what ``lookup`` returns, for each request in order, in one round trip."""
+        asks, numbers = self._distinct(requests)
+        found = await self._run(programs.get_many(self._namespace.state, asks), self._call(codec))
+        return [found[number] for number in numbers]
+
+    async def get_or_compute_many(
+        self,
+        requests: Sequence[T],
+        fn: Callable[[list[T]], Awaitable[Sequence[Any]] | Sequence[Any]],
+        *,
+        ttl: Duration | None = None,
+        tags: Sequence[str] = (),
+        codec: Codec[Any] | None = None,
+        admit: Admit | None = None,
+    ) -> list[Any]:
+        """
+        Return a value for each request, in order.
+
+        ``fn(missing)`` is called once with the distinct requests that are neither stored nor being computed by anybody,
+        in order, and returns their values in that order.
+        """
+        asks, numbers = self._distinct(requests, ttl=ttl, tags=tags, home=asyncio.get_running_loop())
+        firsts = [requests[numbers.index(number)] for number in range(len(asks))]
+
+        async def compute(indices: Sequence[int]) -> Sequence[Any]:
+            return await _awaited(fn([firsts[index] for index in indices]))
+
+        call = self._call(codec, admit, compute, [wanted.digest for wanted in asks])
+        served = await self._run(programs.get_or_compute_many(self._namespace.state, asks), call)
+        return [served[number].value for number in numbers]
+
+    async def begin(
+        self,
+        request: object,
+        *,
+        usable: Callable[[Any], bool] | None = None,
+        share_errors: bool = True,
+        codec: Codec[Any] | None = None,
+        refresh: bool = False,
+    ) -> AnyServed | AsyncLease:
+        """
+        Return what is stored for *request*, or a Lease: the caller computes, and ends with finish or abandon.
+
+        ``usable(value)`` may refuse what is stored.  ``share_errors``: an error given to ``abandon`` is raised by those
+        who wait.  ``refresh``: serve nothing that is stored.  A thread that holds an unfinished lease never waits.
+        """
+        owner: object = asyncio.current_task()
+        wanted = self._ask(
+            request,
+            waits=not self._namespace.holds(owner),
+            share_errors=share_errors,
+            home=asyncio.get_running_loop(),
+        )
+        call = self._call(codec)
+        call.usable = usable
+        outcome = await self._run(programs.begin(self._namespace.state, wanted, refresh=refresh), call)
+        return AsyncLease(self, outcome, call, owner) if isinstance(outcome, programs.Held) else outcome
+
+    async def invalidate(self, request: object) -> bool:
+        """Remove the entry of *request*, and refuse what is being computed for it; return whether there was one."""
+        return await self._run(programs.invalidate(self._namespace.state, self._ask(request)), Call())
+
+    async def invalidate_tag(self, tag: str) -> bool:
+        """Make every entry with *tag* unreachable, however many; return whether Redis has noted it."""
+        return await self._run(programs.invalidate_tag(self._namespace.state, tag_hash(tag)), Call())
+
+    async def bump(self) -> int:
+        """
+        Make every entry of the namespace unreachable, at once and in every process; memory is freed behind.
+
+        Return the new generation, or 0 if Redis could not be told.
+        """
+        return await self._run(programs.bump(self._namespace.state), Call())
+
+    async def clear(self) -> int:
+        """Make every entry of the namespace unreachable and remove all; return how many were removed."""
+        return await self._run(programs.clear(self._namespace.state), Call())
+
+    @overload
+    def memoize(self, fn: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]: ...
+    @overload
+    def memoize(
+        self,
+        fn: None = None,
+        *,
+        ttl: Duration | None = None,
+        tags: Sequence[str] = (),
+        ignore: Sequence[str] = (),
+    ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Coroutine[Any, Any, T]]]: ...
+    def memoize(
+        self,
+        fn: Callable[P, Awaitable[T]] | None = None,
+        *,
+        ttl: Duration | None = None,
+        tags: Sequence[str] = (),
+        ignore: Sequence[str] = (),
+    ) -> Any:
+        """
+        Decorate a function: its name and arguments are the request, what it returns is stored.
+
+        ``ignore`` names parameters that do not shape the answer (a client, ``self``).  What the function reads
+        elsewhere is not in the key: pass it as an argument, or put it into ``version`` or a scope.
+        """
+        if fn is None:
+            return functools.partial(self.memoize, ttl=ttl, tags=tags, ignore=ignore)
+        if not inspect.iscoroutinefunction(fn):
+            raise ConfigurationError(f"memoize: {fn!r} is no async function; use Cache.memoize for it")
+        request = memo_request(fn, ignore)
+
+        @functools.wraps(fn)
+        async def memoized(*args: P.args, **kwargs: P.kwargs) -> T:
+            return await self.get_or_compute(
+                request(*args, **kwargs), lambda: fn(*args, **kwargs), ttl=ttl, tags=tags
+            )
+
+        return memoized
+
+    async def stats(self) -> Stats:
+        """Return the counters of the whole fleet; of this process alone while Redis is away (``fleet=False``)."""
+        return await self._run(programs.flush(self._namespace.state), Call())
+
+    async def usage(self) -> Usage:
+        """Return what the books hold now, expired entries excluded.  Raises BackendUnavailable without Redis."""
+        return await self._run(programs.usage(self._namespace.state), Call())
+
+    async def explain(self, request: object, other: object = None) -> Explanation:
+        """Return every part of the key of *request*, and, given an *other*, where the two requests differ."""
+        wanted = self._ask(request)
+        generation = await self._run(programs.whereabouts(self._namespace.state, wanted.partition), Call())
+        return self._explained(request, other, wanted, generation)
+
+    async def aclose(self) -> None:
+        """Wait for background work and close connections; scopes share them.  A closed cache connects anew if used."""
+        background = self._background_tasks()
+        await asyncio.gather(*background, return_exceptions=True)
+        with contextlib.suppress(BackendUnavailable):  # strict: there is nobody to count for
+            await self._run(programs.flush(self._namespace.state), Call())
+        await self._namespace.multiplexers.aclose()
+        self._namespace.close()
+
+    async def __aenter__(self) -> AsyncCache:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    # --- the driver -------------------------------------------------------------------------------------------
+
+    async def _straight(self, digest: bytes, call: Call) -> tuple[AnyServed | None, Fetched | None]:
+        """Serve a plain fresh hit with no program; else return what was fetched, so that nothing is read twice."""
+        namespace = self._namespace
+        part = namespace.state.partition_of(digest)
+        if (word := part.word) is None:
+            return None, None
+        members = (word.prefix + digest,)
+        now_ms = namespace.clock.now_ms()
+        try:
+            replies = await self._exchange(namespace.pack_fetch(part, members, now_ms), 2)
+            fetched = namespace.fetched(part, members, now_ms, replies)
+        except BackendUnavailable:
+            return None, None  # the program meets it again, at once, and decides
+        return namespace.plain_hit(part, fetched, word.prefix, self._policy, call), fetched
+
+    def _background_tasks(self) -> set[asyncio.Task[Any]]:
+        return _background.setdefault(asyncio.get_running_loop(), set())
+
+    async def _run(self, program: Program[T], call: Call) -> T:
+        reply: Any = None
+        error: BaseException | None = None
+        while True:
+            try:
+                effect = program.send(reply) if error is None else program.throw(error)
+            except StopIteration as stop:
+                value: T = stop.value
+                return value
+            try:
+                reply, error = await self._perform(effect, call), None
+            except BaseException as exc:  # noqa: BLE001  the program decides
+                error = exc
+
+    async def _perform(self, effect: Effect, call: Call) -> Any:
+        match effect:
+            case Fetch():
+                return await self._fetch(effect)
+            case Invoke():
+                return await self._invoke(effect)
+            case InvokeMany():
+                return await self._invoke_many(effect)
+            case Ask(_, commands):
+                replies = await self._exchange(b"".join(map(pack, commands)), len(commands))
+                return [checked(reply) for reply in replies]
+            case Compute():
+                return await self._compute(effect, call)
+            case Encode(value, cost_ms):
+                return call.encode(value, cost_ms)
+            case Decode(flags, payload):
+                return call.decode(flags, payload)
+            case Join(flight, seconds):
+                return await _within(flight.future, seconds, TIMED_OUT)
+            case Listen(_, digest):
+                listener = self._namespace.listener
+                if listener.ready:
+                    return listener.register(digest)
+                return await asyncio.to_thread(listener.register, digest)
+            case Sleep(waiter, seconds):
+                start = time.monotonic()
+                await _within(waiter.woken, seconds, None)
+                return time.monotonic() - start
+            case Detach(program):
+                task = asyncio.get_running_loop().create_task(self._run(program, call))
+                tasks = self._background_tasks()
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+                return None
+            case _:
+                assert_never(effect)
+
+    async def _exchange(self, packed: bytes, count: int) -> list[Any]:
+        more, extra = self._namespace.due_counters()
+        wire = self._namespace.multiplexers.here()
+        return (await wire.exchange(packed + more, count + extra))[:count]
+
+    async def _fetch(self, effect: Fetch) -> Fetched:
+        namespace, part = self._namespace, self._namespace.state.partitions[effect.partition]
+        now_ms = namespace.clock.now_ms()
+        replies = await self._exchange(namespace.pack_fetch(part, effect.members, now_ms), 2)
+        return namespace.fetched(part, effect.members, now_ms, replies)
+
+    async def _invoke(self, effect: Invoke[T]) -> T:
+        packed = pack_script(effect.script, effect.keys, effect.args)
+        before = time.monotonic()
+        replies = await self._exchange(packed, 1)
+        if is_unknown_script(replies):
+            before = time.monotonic()
+            replies = (await self._exchange(pack_load(effect.script) + packed, 2))[1:]
+        result = answer(effect.script, replies[0])
+        self._namespace.clock.note(result, before, time.monotonic())
+        return result
+
+    async def _invoke_many(self, effect: InvokeMany[T]) -> list[T | Exception]:
+        packed = b"".join(pack_script(effect.script, keys, args) for keys, args in effect.calls)
+        count = len(effect.calls)
+        replies = await self._exchange(packed, count)
+        if is_unknown_script(replies):
+            replies = (await self._exchange(pack_load(effect.script) + packed, count + 1))[1:]
+        return self._namespace.answers(effect.script, replies)
+
+    async def _compute(self, effect: Compute, call: Call) -> list[Computed]:
+        compute = call.compute
+        assert compute is not None  # noqa: S101  only programs that were given a function yield Compute
+        with self._namespace.renewing(effect.leases), call.running(effect.indices):
+            start = time.perf_counter()
+            values = await compute(effect.indices)
+            cost_ms = round((time.perf_counter() - start) * 1000)
+        return call.computed(effect.indices, values, cost_ms)
+
+
+class AsyncLease:
+    """
+    The right and the duty to compute one answer: ends with ``finish`` or ``abandon``.
+
+    As a context manager it abandons what was not finished, with the error if there is one.
+    """
+
+    def __init__(self, cache: AsyncCache, held: programs.Held, call: Call, owner: object) -> None:
+        self._cache, self._held, self._call, self._owner = cache, held, call, owner
+        self._done = False
+        self._begun = time.perf_counter()
+        cache._namespace.hold(owner, held)
+
+    async def finish(
+        self,
+        value: object,
+        *,
+        ttl: Duration | None = None,
+        tags: Sequence[str] = (),
+        cost: float | None = None,
+    ) -> bool:
+        """Store *value*, give the lease back and serve all who wait; return whether it was stored."""
+        if self._end():
+            return False
+        taken = time.perf_counter() - self._begun if cost is None else cost
+        held = self._cache._namespace.with_words(self._held, ttl, tags)
+        return await self._cache._run(
+            programs.finish(self._cache._namespace.state, held, value, round(taken * 1000)), self._call
+        )
+
+    async def abandon(self, error: Exception | None = None) -> None:
+        """Give the lease back with nothing stored: those who wait raise *error*, or one of them computes."""
+        if not self._end():
+            await self._cache._run(
+                programs.abandon(self._cache._namespace.state, self._held, error), self._call
+            )
+
+    def _end(self) -> bool:
+        """Note the end; return whether it was ended before."""
+        done, self._done = self._done, True
+        if not done:
+            self._cache._namespace.unhold(self._owner, self._held)
+        return done
+
+    async def __aenter__(self) -> AsyncLease:
+        return self
+
+    async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
+        await self.abandon(error if isinstance(error, Exception) else None)
+
+    def __del__(self) -> None:
+        if not getattr(self, "_done", True):
+            self._cache._namespace.orphan(self._held)

@@ -1,0 +1,441 @@
+"""The cache for threads.  ``_aio`` is its twin; keep them side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import Any, ParamSpec, TypeVar, assert_never, overload
+
+from . import _programs as programs
+from ._aio import AsyncCache, running_loop
+from ._effects import (
+    TIMED_OUT,
+    Ask,
+    Compute,
+    Computed,
+    Decode,
+    Detach,
+    Effect,
+    Encode,
+    Fetch,
+    Fetched,
+    Invoke,
+    InvokeMany,
+    Join,
+    Listen,
+    Program,
+    Sleep,
+)
+from ._namespace import Call
+from ._view import View, memo_request
+from ._wire.commands import answer, checked, is_unknown_script, pack, pack_load, pack_script
+from .control import NONE, current
+from .entry import Codec
+from .errors import BackendUnavailable, ConfigurationError
+from .keys import Explanation, tag_hash
+from .policy import Admit, Duration
+from .served import AnyServed, Served
+from .stats import Stats, Usage
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+class Cache(View):
+    """A response cache for code that blocks; safe to share between threads."""
+
+    @functools.cached_property
+    def aio(self) -> AsyncCache:
+        """The async twin: same keys, flights, connections' breaker and counters."""
+        return self._sibling(AsyncCache, self._fingerprints)
+
+    def lookup(self, request: object, *, codec: Codec[Any] | None = None) -> AnyServed | None:
+        """
+        Return what is stored for *request*, fresh or stale, or None.  Costs one round trip.
+
+        Raises Uncacheable for a request that has no canonical form.
+        """
+        control, call, fetched = current(), self._call(codec), None
+        digest = self._digest(request, control)
+        if control is NONE:
+            served, fetched = self._straight(digest, call)
+            if served is not None:
+                return served
+        wanted = self._namespace.ask(digest, self._policy, control)
+        return self._run(programs.lookup(self._namespace.state, wanted, fetched), call)
+
+    def store(
+        self,
+        request: object,
+        value: object,
+        *,
+        ttl: Duration | None = None,
+        tags: Sequence[str] = (),
+        cost: float | None = None,
+        codec: Codec[Any] | None = None,
+        admit: Admit | None = None,
+    ) -> bool:
+        """
+        Store *value* for *request*; return True if it was admitted and stored.
+
+        ``cost`` is what it took to compute, in seconds.  Raises Uncacheable for a request or a value that cannot be
+        stored without guessing.
+        """
+        wanted = self._ask(request, ttl=ttl, tags=tags)
+        cost_ms = round((cost or 0.0) * 1000)
+        return self._run(
+            programs.store(self._namespace.state, wanted, value, cost_ms), self._call(codec, admit)
+        )
+
+    def get_or_compute(
+        self,
+        request: object,
+        fn: Callable[[], T],
+        *,
+        ttl: Duration | None = None,
+        tags: Sequence[str] = (),
+        codec: Codec[T] | None = None,
+        admit: Admit | None = None,
+    ) -> T:
+        """
+        Return what is stored for *request*, or what *fn* returns, called once among all who ask at the same time.
+
+        The value is in the caller's hand whatever becomes of the cache.  Exceptions of *fn* pass unwrapped; Uncacheable
+        is raised for a request that has no canonical form, LeaderFailed if another process computed it and failed.
+        """
+        value: T = self.serve(request, fn, ttl=ttl, tags=tags, codec=codec, admit=admit).value
+        return value
+
+    def serve(
+        self,
+        request: object,
+        fn: Callable[[], T],
+        *,
+        ttl: Duration | None = None,
+        tags: Sequence[str] = (),
+        codec: Codec[T] | None = None,
+        admit: Admit | None = None,
+    ) -> Served[T]:
+        """Do what ``get_or_compute`` does, and return the value together with its source, age and ttl."""
+        control, fetched = current(), None
+        digest = self._digest(request, control)
+        call = self._call(codec, admit, lambda _: [fn()], (digest,))
+        if control is NONE:
+            served, fetched = self._straight(digest, call)
+            if served is not None:
+                return served
+        wanted = self._namespace.ask(digest, self._policy, control, ttl=ttl, tags=tags)
+        return self._run(programs.get_or_compute(self._namespace.state, wanted, fetched), call)
+
+    def get_many(
+        self, requests: Sequence[object], *, codec: Codec[Any] | None = None
+    ) -> list[AnyServed | None]:
+        """Return what ``lookup`` returns, for each request in order, in one round trip."""
+        asks, numbers = self._distinct(requests)
+        found = self._run(programs.get_many(self._namespace.state, asks), self._call(codec))
+        return [found[number] for number in numbers]
+
+    def get_or_compute_many(
+        self,
+        requests: Sequence[T],
+        fn: Callable[[list[T]], Sequence[Any]],
+        *,
+        ttl: Duration | None = None,
+        tags: Sequence[str] = (),
+        codec: Codec[Any] | None = None,
+        admit: Admit | None = None,
+    ) -> list[Any]:
+        """
+        Return a value for each request, in order.
+
+        ``fn(missing)`` is called once with the distinct requests that are neither stored nor being computed by anybody,
+        in order, and returns their values in that order.
+        """
+        asks, numbers = self._distinct(requests, ttl=ttl, tags=tags)
+        firsts = [requests[numbers.index(number)] for number in range(len(asks))]
+
+        def compute(indices: Sequence[int]) -> Sequence[Any]:
+            return fn([firsts[index] for index in indices])
+
+        call = self._call(codec, admit, compute, [wanted.digest for wanted in asks])
+        served = self._run(programs.get_or_compute_many(self._namespace.state, asks), call)
+        return [served[number].value for number in numbers]
+
+    def begin(
+        self,
+        request: object,
+        *,
+        usable: Callable[[Any], bool] | None = None,
+        share_errors: bool = True,
+        codec: Codec[Any] | None = None,
+        refresh: bool = False,
+    ) -> AnyServed | Lease:
+        """
+        Return what is stored for *request*, or a Lease: the caller computes, and ends with finish or abandon.
+
+        ``usable(value)`` may refuse what is stored.  ``share_errors``: an error given to ``abandon`` is raised by those
+        who wait.  ``refresh``: serve nothing that is stored.  A thread that holds an unfinished lease never waits.
+        """
+        owner: object = threading.current_thread()
+        wanted = self._ask(request, waits=not self._namespace.holds(owner), share_errors=share_errors)
+        call = self._call(codec)
+        call.usable = usable
+        outcome = self._run(programs.begin(self._namespace.state, wanted, refresh=refresh), call)
+        return Lease(self, outcome, call, owner) if isinstance(outcome, programs.Held) else outcome
+
+    def invalidate(self, request: object) -> bool:
+        """Remove the entry of *request*, and refuse what is being computed for it; return whether there was one."""
+        return self._run(programs.invalidate(self._namespace.state, self._ask(request)), Call())
+
+    def invalidate_tag(self, tag: str) -> bool:
+        """Make every entry with *tag* unreachable, however many; return whether Redis has noted it."""
+        return self._run(programs.invalidate_tag(self._namespace.state, tag_hash(tag)), Call())
+
+    def bump(self) -> int:
+        """
+        Make every entry of the namespace unreachable, at once and in every process; memory is freed behind.
+
+        Return the new generation, or 0 if Redis could not be told.
+        """
+        return self._run(programs.bump(self._namespace.state), Call())
+
+    def clear(self) -> int:
+        """Make every entry of the namespace unreachable and remove all; return how many were removed."""
+        return self._run(programs.clear(self._namespace.state), Call())
+
+    @overload
+    def memoize(self, fn: Callable[P, T]) -> Callable[P, T]: ...
+    @overload
+    def memoize(
+        self,
+        fn: None = None,
+        *,
+        ttl: Duration | None = None,
+        tags: Sequence[str] = (),
+        ignore: Sequence[str] = (),
+    ) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
+    def memoize(
+        self,
+        fn: Callable[P, T] | None = None,
+        *,
+        ttl: Duration | None = None,
+        tags: Sequence[str] = (),
+        ignore: Sequence[str] = (),
+    ) -> Any:
+        """
+        Decorate a function: its name and arguments are the request, what it returns is stored.
+
+        ``ignore`` names parameters that do not shape the answer (a client, ``self``).  What the function reads
+        elsewhere is not in the key: pass it as an argument, or put it into ``version`` or a scope.
+        """
+        if fn is None:
+            return functools.partial(self.memoize, ttl=ttl, tags=tags, ignore=ignore)
+        if inspect.iscoroutinefunction(fn):
+            return self.aio.memoize(fn, ttl=ttl, tags=tags, ignore=ignore)  # type: ignore[call-overload]
+        request = memo_request(fn, ignore)
+
+        @functools.wraps(fn)
+        def memoized(*args: P.args, **kwargs: P.kwargs) -> T:
+            return self.get_or_compute(
+                request(*args, **kwargs), lambda: fn(*args, **kwargs), ttl=ttl, tags=tags
+            )
+
+        return memoized
+
+    def stats(self) -> Stats:
+        """Return the counters of the whole fleet; of this process alone while Redis is away (``fleet=False``)."""
+        return self._run(programs.flush(self._namespace.state), Call())
+
+    def usage(self) -> Usage:
+        """Return what the books hold now, expired entries excluded.  Raises BackendUnavailable without Redis."""
+        return self._run(programs.usage(self._namespace.state), Call())
+
+    def explain(self, request: object, other: object = None) -> Explanation:
+        """Return every part of the key of *request*, and, given an *other*, where the two requests differ."""
+        wanted = self._ask(request)
+        generation = self._run(programs.whereabouts(self._namespace.state, wanted.partition), Call())
+        return self._explained(request, other, wanted, generation)
+
+    def close(self) -> None:
+        """Wait for background work and close connections; scopes share them.  A closed cache connects anew if used."""
+        with contextlib.suppress(BackendUnavailable):  # strict: there is nobody to count for
+            self._run(programs.flush(self._namespace.state), Call())
+        self._namespace.close()
+
+    def __enter__(self) -> Cache:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- the driver -------------------------------------------------------------------------------------------
+
+    def _straight(self, digest: bytes, call: Call) -> tuple[AnyServed | None, Fetched | None]:
+        """Serve a plain fresh hit with no program; else return what was fetched, so that nothing is read twice."""
+        namespace = self._namespace
+        part = namespace.state.partition_of(digest)
+        if (word := part.word) is None:
+            return None, None
+        members = (word.prefix + digest,)
+        now_ms = namespace.clock.now_ms()
+        try:
+            replies = self._exchange(namespace.pack_fetch(part, members, now_ms), 2)
+            fetched = namespace.fetched(part, members, now_ms, replies)
+        except BackendUnavailable:
+            return None, None  # the program meets it again, at once, and decides
+        return namespace.plain_hit(part, fetched, word.prefix, self._policy, call), fetched
+
+    def _run(self, program: Program[T], call: Call) -> T:
+        reply: Any = None
+        error: BaseException | None = None
+        while True:
+            try:
+                effect = program.send(reply) if error is None else program.throw(error)
+            except StopIteration as stop:
+                value: T = stop.value
+                return value
+            try:
+                reply, error = self._perform(effect, call), None
+            except BaseException as exc:  # noqa: BLE001  the program decides
+                error = exc
+
+    def _perform(self, effect: Effect, call: Call) -> Any:
+        match effect:
+            case Fetch():
+                return self._fetch(effect)
+            case Invoke():
+                return self._invoke(effect)
+            case InvokeMany():
+                return self._invoke_many(effect)
+            case Ask(_, commands):
+                replies = self._exchange(b"".join(map(pack, commands)), len(commands))
+                return [checked(reply) for reply in replies]
+            case Compute():
+                return self._compute(effect, call)
+            case Encode(value, cost_ms):
+                return call.encode(value, cost_ms)
+            case Decode(flags, payload):
+                return call.decode(flags, payload)
+            case Join(flight, seconds):
+                if flight.home is not None and flight.home is running_loop():
+                    return TIMED_OUT  # its leader needs the very loop that this call blocks
+                try:
+                    return flight.future.result(seconds)
+                except FutureTimeoutError:
+                    if flight.future.done():
+                        raise  # the leader's own error
+                    return TIMED_OUT
+            case Listen(_, digest):
+                return self._namespace.listener.register(digest)
+            case Sleep(waiter, seconds):
+                start = time.monotonic()
+                with contextlib.suppress(FutureTimeoutError):
+                    waiter.woken.result(seconds)
+                return time.monotonic() - start
+            case Detach(program):
+                self._namespace.background.submit(self._run, program, call)
+                return None
+            case _:
+                assert_never(effect)
+
+    def _exchange(self, packed: bytes, count: int) -> list[Any]:
+        more, extra = self._namespace.due_counters()
+        return self._namespace.held.exchange(packed + more, count + extra)[:count]
+
+    def _fetch(self, effect: Fetch) -> Fetched:
+        namespace, part = self._namespace, self._namespace.state.partitions[effect.partition]
+        now_ms = namespace.clock.now_ms()
+        replies = self._exchange(namespace.pack_fetch(part, effect.members, now_ms), 2)
+        return namespace.fetched(part, effect.members, now_ms, replies)
+
+    def _invoke(self, effect: Invoke[T]) -> T:
+        packed = pack_script(effect.script, effect.keys, effect.args)
+        before = time.monotonic()
+        replies = self._exchange(packed, 1)
+        if is_unknown_script(replies):
+            before = time.monotonic()
+            replies = self._exchange(pack_load(effect.script) + packed, 2)[1:]
+        result = answer(effect.script, replies[0])
+        self._namespace.clock.note(result, before, time.monotonic())
+        return result
+
+    def _invoke_many(self, effect: InvokeMany[T]) -> list[T | Exception]:
+        packed = b"".join(pack_script(effect.script, keys, args) for keys, args in effect.calls)
+        count = len(effect.calls)
+        replies = self._exchange(packed, count)
+        if is_unknown_script(replies):
+            replies = self._exchange(pack_load(effect.script) + packed, count + 1)[1:]
+        return self._namespace.answers(effect.script, replies)
+
+    def _compute(self, effect: Compute, call: Call) -> list[Computed]:
+        compute = call.compute
+        assert compute is not None  # noqa: S101  only programs that were given a function yield Compute
+        with self._namespace.renewing(effect.leases), call.running(effect.indices):
+            start = time.perf_counter()
+            values = compute(effect.indices)
+            cost_ms = round((time.perf_counter() - start) * 1000)
+        for value in values:
+            if inspect.iscoroutine(value):
+                value.close()
+                raise ConfigurationError(
+                    "fn returned a coroutine; use AsyncCache, or Cache.aio, for async functions"
+                )
+        return call.computed(effect.indices, values, cost_ms)
+
+
+class Lease:
+    """
+    The right and the duty to compute one answer: ends with ``finish`` or ``abandon``.
+
+    As a context manager it abandons what was not finished, with the error if there is one.
+    """
+
+    def __init__(self, cache: Cache, held: programs.Held, call: Call, owner: object) -> None:
+        self._cache, self._held, self._call, self._owner = cache, held, call, owner
+        self._done = False
+        self._begun = time.perf_counter()
+        cache._namespace.hold(owner, held)
+
+    def finish(
+        self,
+        value: object,
+        *,
+        ttl: Duration | None = None,
+        tags: Sequence[str] = (),
+        cost: float | None = None,
+    ) -> bool:
+        """Store *value*, give the lease back and serve all who wait; return whether it was stored."""
+        if self._end():
+            return False
+        taken = time.perf_counter() - self._begun if cost is None else cost
+        held = self._cache._namespace.with_words(self._held, ttl, tags)
+        return self._cache._run(
+            programs.finish(self._cache._namespace.state, held, value, round(taken * 1000)), self._call
+        )
+
+    def abandon(self, error: Exception | None = None) -> None:
+        """Give the lease back with nothing stored: those who wait raise *error*, or one of them computes."""
+        if not self._end():
+            self._cache._run(programs.abandon(self._cache._namespace.state, self._held, error), self._call)
+
+    def _end(self) -> bool:
+        """Note the end; return whether it was ended before."""
+        done, self._done = self._done, True
+        if not done:
+            self._cache._namespace.unhold(self._owner, self._held)
+        return done
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        self.abandon(error if isinstance(error, Exception) else None)
+
+    def __del__(self) -> None:
+        if not getattr(self, "_done", True):
+            self._cache._namespace.orphan(self._held)

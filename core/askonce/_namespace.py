@@ -1,0 +1,400 @@
+"""
+A namespace as one process sees it: what ``Cache`` and ``AsyncCache`` share, and what their straight paths have alike.
+
+It owns the connections, the flights, the counters and the threads behind them.  Scopes and the two colours of a cache
+are views of one ``Namespace``, so that they coalesce, count and break together.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from queue import SimpleQueue
+from typing import Any, Final, TypeVar
+
+from ._effects import Computed, Encoded, Fetched, Renewal
+from ._flights import Flights
+from ._programs import Ask, Held, Partition, State
+from ._wire.breaker import Breaker
+from ._wire.commands import answer, checked, is_unknown_script, pack, pack_load, pack_script
+from ._wire.endpoint import Endpoint, from_client, from_environment, from_url
+from ._wire.held import Held as HeldConnections
+from ._wire.listener import Listener
+from ._wire.multiplexed import Multiplexers
+from ._wire.renewals import Renewals
+from .control import Control, checked_tags
+from .entry import UNIT, Codec, Corrupt, decode, decode_payload, encode, parse
+from .errors import BackendUnavailable, ConfigurationError
+from .keys import Names, check_namespace, partition_tags, tag_hash
+from .policy import Admit, Duration, Freshness, Policy, Size, seconds, size
+from .scripts import RELEASE, RENEW, Arg, Script
+from .served import AnyServed, Served, Source
+from .stats import Counters
+
+R = TypeVar("R")
+
+#: How often a process adds its counters to the fleet's, in the write of something else.
+_FLUSH_S: Final = 1.0
+_BACKGROUND_THREADS: Final = 8
+_MOST_ENTRIES: Final = 1_000_000_000
+
+#: The digests whose computation the running code is part of.
+leading: ContextVar[frozenset[bytes]] = ContextVar("askonce_leading", default=frozenset())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The arguments of a cache, checked, and enough to make it again in another process."""
+
+    url: str | None
+    client: object
+    namespace: str
+    max_entries: int
+    max_bytes: int
+    deadline: float
+    strict: bool
+
+    @classmethod
+    def checked(
+        cls,
+        *,
+        url: str | None,
+        client: object,
+        namespace: str,
+        max_entries: int,
+        max_bytes: Size,
+        deadline: Duration,
+        strict: bool,
+    ) -> Settings:
+        """Return the settings, or raise ConfigurationError with what was given and what is allowed."""
+        if url is not None and client is not None:
+            raise ConfigurationError("both url and client= were given; give one of them")
+        if (
+            isinstance(max_entries, bool)
+            or not isinstance(max_entries, int)
+            or not 1 <= max_entries <= _MOST_ENTRIES
+        ):
+            raise ConfigurationError(
+                f"max_entries={max_entries!r} is no bound; give a whole number from 1 to {_MOST_ENTRIES}"
+            )
+        bound = size("max_bytes", max_bytes)
+        if bound < UNIT * 8:
+            raise ConfigurationError(
+                f"max_bytes={max_bytes!r} holds no entry at all; give at least {UNIT * 8}"
+            )
+        return cls(
+            url=url if client is not None or url is not None else from_environment(),
+            client=client,
+            namespace=check_namespace(namespace),
+            max_entries=max_entries,
+            max_bytes=bound,
+            deadline=seconds("deadline", deadline, at_least=0.001),
+            strict=strict,
+        )
+
+    def endpoint(self) -> Endpoint:
+        """Return where Redis is.  Connects to nothing."""
+        return from_client(self.client) if self.client is not None else from_url(self.url or "")
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """What one operation brings along for its effects: the caller's function, codec and admission."""
+
+    codec: Codec[Any] | None = None
+    admit: Admit | None = None
+    usable: Callable[[Any], bool] | None = None
+    compute: Callable[[Sequence[int]], Any] | None = None  # indices -> values, awaited by the async driver
+    digests: Sequence[bytes] = ()
+
+    def encode(self, value: Any, cost_ms: int) -> Encoded:
+        """Perform ``Encode``."""
+        ttl_ms = None
+        if self.admit is not None:
+            ttl = self.admit(value)
+            ttl_ms = None if ttl is None else round(seconds("ttl", ttl, at_least=0.001) * 1000)
+        flags, payload = encode(value, self.codec, cost_ms)
+        return Encoded(flags, payload, ttl_ms)
+
+    def decode(self, flags: int, payload: bytes) -> Any:
+        """Perform ``Decode``; what the caller cannot use counts as unreadable."""
+        value = decode_payload(flags, payload, self.codec)
+        if self.usable is not None and not self.usable(value):
+            raise Corrupt("not usable by this caller")
+        return value
+
+    def computed(self, indices: Sequence[int], values: Sequence[Any], cost_ms: int) -> list[Computed]:
+        """Return the answer to ``Compute``; what it took is shared out evenly."""
+        if len(values) != len(indices):
+            raise ConfigurationError(
+                f"fn returned {len(values)} values for {len(indices)} requests; return one for each, in their order"
+            )
+        return [Computed(value, cost_ms // len(indices)) for value in values]
+
+    @contextmanager
+    def running(self, indices: Sequence[int]) -> Iterator[None]:
+        """Mark the code inside as part of the computation of these requests."""
+        reset = leading.set(leading.get() | {self.digests[index] for index in indices})
+        try:
+            yield
+        finally:
+            leading.reset(reset)
+
+
+@dataclass(slots=True, eq=False)
+class Clock:
+    """Follows the server's clock by the times in its replies; steps of the local clock do not matter."""
+
+    offset_ms: float = field(default_factory=lambda: (time.time() - time.monotonic()) * 1000)
+
+    def now_ms(self) -> int:
+        """Return the server's time in milliseconds, as far as it is known."""
+        return int(time.monotonic() * 1000 + self.offset_ms)
+
+    def note(self, answer: object, before: float, after: float) -> None:
+        """Learn from an answer that carries the server's time; *before* and *after* are of time.monotonic()."""
+        now_ms = getattr(answer, "now_ms", None)
+        if now_ms is not None:
+            self.offset_ms = now_ms - (before + after) * 500
+
+
+class Namespace:
+    """One namespace in one process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.endpoint = settings.endpoint()
+        self.clock = Clock()
+        self._start()
+        _alive.add(self)
+
+    def _start(self) -> None:
+        settings = self.settings
+        tags = partition_tags(settings.namespace, 1)
+        partitions = [Partition(index, Names(settings.namespace, tag)) for index, tag in enumerate(tags)]
+        self.state = State(
+            partitions=partitions,
+            flights=Flights(),
+            counters=Counters(),
+            max_entries=max(1, settings.max_entries // len(tags)),
+            max_units=settings.max_bytes // UNIT // len(tags),
+            strict=settings.strict,
+        )
+        self.breaker = Breaker()
+        self.held = HeldConnections(self.endpoint, settings.deadline, self.breaker)
+        self.multiplexers = Multiplexers(self.endpoint, settings.deadline, self.breaker)
+        self.listener = self._new_listener()
+        self.renewals = Renewals(self._renew, self._bury)
+        #: Leases whose owner was collected without finishing them.  SimpleQueue: the collector may call at any time.
+        self._orphans: SimpleQueue[Held] = SimpleQueue()
+        #: Threads and tasks that hold unfinished leases, and how many.
+        self._holders: weakref.WeakKeyDictionary[object, int] = weakref.WeakKeyDictionary()
+        self._flushed = time.monotonic()
+
+    def after_fork(self) -> None:
+        """Start anew in a forked child: sockets, locks and threads are the parent's."""
+        self.__dict__.pop("background", None)
+        self._start()
+
+    @cached_property
+    def background(self) -> ThreadPoolExecutor:
+        """The threads that run what the sync driver detaches."""
+        return ThreadPoolExecutor(_BACKGROUND_THREADS, thread_name_prefix="askonce")
+
+    def close(self) -> None:
+        """Wait for detached work, add the last counters, close what belongs to the calling thread."""
+        if (background := self.__dict__.pop("background", None)) is not None:
+            background.shutdown(wait=True)
+        self.listener.close()
+        self.listener = self._new_listener()
+        self.held.close()
+
+    def _new_listener(self) -> Listener:
+        channels = tuple(partition.names.w for partition in self.state.partitions)
+        return Listener(self.endpoint, self.settings.deadline, channels)
+
+    # --- the straight path: what both drivers do before a program is needed -----------------------------------
+
+    def pack_fetch(self, part: Partition, members: Sequence[bytes], now_ms: int) -> bytes:
+        """Return one write that reads the control word and the entries, and touches them."""
+        names = part.names
+        entries = [names.e + member for member in members]
+        touched: list[bytes | str | int] = []
+        for member in members:
+            touched += (now_ms, member)
+        return pack(("MGET", names.c, *entries)) + pack(("ZADD", names.l, "XX", "CH", *touched))
+
+    def fetched(
+        self, part: Partition, members: Sequence[bytes], now_ms: int, replies: Sequence[Any]
+    ) -> Fetched:
+        """Return the two replies to ``pack_fetch`` as an answer; a touch that failed is just lost."""
+        word, *entries = checked(replies[0])
+        if len(members) == 1:
+            changed, there = replies[1], entries[0] is not None
+            # 0 for an entry that is there: it is in no book (or was touched in this very millisecond).
+            # 1 for one that is not: the books hold what somebody deleted.
+            if changed in (0, 1) and bool(changed) is not there and part.last_touch != (members[0], now_ms):
+                part.suspect(members[0])
+            part.last_touch = (members[0], now_ms)
+        return Fetched(word, entries, now_ms)
+
+    def plain_hit(
+        self, part: Partition, fetched: Fetched, prefix: bytes, policy: Policy, call: Call
+    ) -> AnyServed | None:
+        """Return a fresh entry without tags, served and counted; None leaves everything to the program."""
+        data, word = fetched.entries[0], part.word
+        if data is None or word is None or fetched.word != word.raw or word.prefix != prefix:
+            return None
+        entry = parse(data)
+        if entry is None or entry.generation != word.generation or entry.flags & 8:
+            return None
+        if policy.judge(entry.fresh_until, fetched.now_ms) is not Freshness.FRESH:
+            return None
+        try:
+            value = decode(entry, call.codec)
+        except Corrupt:
+            return None
+        self.state.counters.add("hits")
+        age, ttl = fetched.now_ms - entry.created, entry.fresh_until - fetched.now_ms
+        return Served(value, Source.HIT, max(age, 0) / 1000, ttl / 1000)
+
+    def due_counters(self) -> tuple[bytes, int]:
+        """Return commands that add this process's counters to the fleet's, if that is due, and their number."""
+        now = time.monotonic()
+        if now - self._flushed < _FLUSH_S:
+            return b"", 0
+        self._flushed = now
+        name = self.state.partitions[0].names.s
+        commands = [
+            pack(("HINCRBY", name, field, count)) for field, count in self.state.counters.take().items()
+        ]
+        return b"".join(commands), len(commands)
+
+    # --- requests ---------------------------------------------------------------------------------------------
+
+    def ask(
+        self,
+        digest: bytes,
+        policy: Policy,
+        control: Control,
+        *,
+        ttl: Duration | None = None,
+        tags: Sequence[str] = (),
+        index: int = 0,
+        home: object = None,
+        waits: bool = True,
+        share_errors: bool = True,
+    ) -> Ask:
+        """Return a request with all that was decided about it; the call's own words win over the block's."""
+        chosen = control.ttl if ttl is None else seconds("ttl", ttl, at_least=0.001)
+        return Ask(
+            partition=self.state.partition_of(digest),
+            digest=digest,
+            policy=policy,
+            token=os.urandom(16).hex().encode(),
+            draw=random.random(),  # noqa: S311  jitter is no secret
+            ttl_ms=None if chosen is None else round(chosen * 1000),
+            max_age=control.max_age,
+            tags=tuple(sorted({tag_hash(tag) for tag in (*control.tags, *checked_tags(tags))})),
+            read=control.read,
+            write=control.write,
+            only_if_cached=control.only_if_cached,
+            waits=waits,
+            share_errors=share_errors,
+            index=index,
+            home=home,
+            leading=leading.get(),
+        )
+
+    @contextmanager
+    def renewing(self, leases: Sequence[Renewal]) -> Iterator[None]:
+        """Keep *leases* while the code inside runs."""
+        for lease in leases:
+            self.renewals.add(lease)
+        try:
+            yield
+        finally:
+            for lease in leases:
+                self.renewals.discard(lease)
+
+    def answers(self, script: Script[R], replies: Sequence[Any]) -> list[R | Exception]:
+        """Return the answer, or the error, of each reply to *script*."""
+        found: list[R | Exception] = []
+        for reply in replies:
+            try:
+                found.append(answer(script, reply))
+            except BackendUnavailable as error:
+                found.append(error)
+        return found
+
+    def with_words(self, held: Held, ttl: Duration | None, tags: Sequence[str]) -> Held:
+        """Return *held* with the lifetime and tags that its owner decided at the end."""
+        if ttl is None and not tags:
+            return held
+        wanted = held.wanted
+        ttl_ms = wanted.ttl_ms if ttl is None else round(seconds("ttl", ttl, at_least=0.001) * 1000)
+        hashes = tuple(sorted({*wanted.tags, *map(tag_hash, checked_tags(tags))}))
+        return replace(held, wanted=replace(wanted, ttl_ms=ttl_ms, tags=hashes))
+
+    def holds(self, owner: object) -> bool:
+        """Return whether this thread or task holds an unfinished lease."""
+        return self._holders.get(owner, 0) > 0
+
+    def hold(self, owner: object, held: Held) -> None:
+        """Note that *owner* computes by itself, and keep its lease meanwhile."""
+        self._holders[owner] = self._holders.get(owner, 0) + 1
+        if held.grant is not None:
+            self.renewals.add(held.grant.renewal(held.wanted))
+
+    def unhold(self, owner: object, held: Held) -> None:
+        """Note that *owner* has finished."""
+        self._holders[owner] = max(self._holders.get(owner, 0) - 1, 0)
+        if held.grant is not None:
+            self.renewals.discard(held.grant.renewal(held.wanted))
+
+    def orphan(self, held: Held) -> None:
+        """Take over from an owner that was collected; called by the garbage collector, so it must not block."""
+        if held.flight is not None:
+            self.state.flights.land(held.flight)
+        if held.grant is not None:
+            self._orphans.put(held)
+
+    def _bury(self) -> None:
+        while not self._orphans.empty():
+            held = self._orphans.get()
+            if held.grant is None:
+                continue
+            self.renewals.discard(held.grant.renewal(held.wanted))
+            names, digest = held.wanted.partition.names, held.wanted.digest
+            args = (held.grant.holder, 0, b"", self.state.publish, b"d" + digest)
+            self._invoke(RELEASE, (names.k + digest, names.w), args)
+
+    def _renew(self, renewal: Renewal) -> bool:
+        return self._invoke(RENEW, (renewal.key,), (renewal.holder, renewal.lease_ms))
+
+    def _invoke(self, script: Script[R], keys: tuple[bytes, ...], args: tuple[Arg, ...]) -> R:
+        packed = pack_script(script, keys, args)
+        replies = self.held.exchange(packed, 1)
+        if is_unknown_script(replies):
+            replies = self.held.exchange(pack_load(script) + packed, 2)[1:]
+        return answer(script, replies[0])
+
+
+_alive: weakref.WeakSet[Namespace] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for namespace in list(_alive):
+        namespace.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

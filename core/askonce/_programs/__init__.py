@@ -1,0 +1,42 @@
+"""
+The decisions: hit, stale, lead, wait, store, evict.
+
+Read this package to know what askonce does.  Everything that is asked of Redis, of the caller's function or of time
+is an effect (see ``_effects``).  Rules that keep it so:
+
+1. a program does no I/O, reads no clock, draws no random number: time comes in replies, tokens come as arguments;
+2. user code (functions, codecs) is only called by an effect;
+3. ``except BaseException`` around a ``yield`` first re-raises ``GeneratorExit``: a closing generator may not yield;
+4. cancellation enters by ``throw``, so a cancelled leader gives its lease back and hands over;
+5. drivers run a program to its end.
+"""
+
+from .admin import bump, clear, flush, invalidate, invalidate_tag, usage, whereabouts
+from .begin import Held, abandon, begin, finish
+from .compute import get_or_compute
+from .find import lookup
+from .many import get_many, get_or_compute_many
+from .state import Ask, Partition, State
+from .write import store
+
+__all__ = [
+    "Ask",
+    "Held",
+    "Partition",
+    "State",
+    "abandon",
+    "begin",
+    "bump",
+    "clear",
+    "finish",
+    "flush",
+    "get_many",
+    "get_or_compute",
+    "get_or_compute_many",
+    "invalidate",
+    "invalidate_tag",
+    "lookup",
+    "store",
+    "usage",
+    "whereabouts",
+]

@@ -1,0 +1,177 @@
+"""Invalidation, and what an operator asks: one entry, a tag, the whole namespace; what the books hold; what happened."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from .._effects import Program, ask, detach, invoke
+from ..entry import UNIT
+from ..errors import BackendUnavailable
+from ..scripts import BUMP, FORGET, TAG
+from ..stats import Stats, Usage, from_counters
+from .find import connect, failed
+from .state import Ask, Partition, State, Word, parse_word
+from .write import check_books, note_word, trim
+
+#: How long a grave refuses what was computed before an invalidation: longer than calls to a model take.
+_GRAVE_MS: Final = 600_000
+#: Invalidated tags that are kept; see tag.lua for what becomes of older ones.
+_TAGS_KEPT: Final = 10_000
+#: Entries of an old generation that one call sweeps.
+_SWEEP_AT_ONCE: Final = 64
+#: Members of each book that ``usage`` compares with their entries.
+_SAMPLE: Final = 256
+
+
+def invalidate(state: State, wanted: Ask) -> Program[bool]:
+    """Remove one entry and refuse what is being computed for it.  Return whether there was one."""
+    part, names = wanted.partition, wanted.partition.names
+    state.flights.ground(wanted.digest)
+    try:
+        word = yield from connect(part)
+        member = word.prefix + wanted.digest
+        keys = (names.l, names.x, names.f, names.w, names.e + member)
+        removed = yield from invoke(FORGET, part.index, keys, _GRAVE_MS, state.publish, member)
+    except BackendUnavailable:
+        failed(state)
+        return False
+    state.flights.ground(wanted.digest)
+    state.counters.add("invalidated", removed)
+    return removed > 0
+
+
+def invalidate_tag(state: State, tag: bytes) -> Program[bool]:
+    """Make every entry with this tag unreachable, whatever their number.  Return whether Redis has noted it."""
+    try:
+        for part in state.partitions:
+            keys = (part.names.c, part.names.tv, part.names.w)
+            note_word(part, (yield from invoke(TAG, part.index, keys, state.publish, _TAGS_KEPT, tag.hex())))
+    except BackendUnavailable:
+        failed(state)
+        return False
+    return True
+
+
+def bump(state: State) -> Program[int]:
+    """Make every entry unreachable; return the new generation, or 0 if Redis could not be told."""
+    try:
+        generation = yield from _bump(state)
+    except BackendUnavailable:
+        failed(state)
+        return 0
+    for part in state.partitions:
+        yield from detach(_sweep_behind(state, part))
+    return generation
+
+
+def clear(state: State) -> Program[int]:
+    """Make every entry unreachable and remove all of them; return how many were removed."""
+    try:
+        yield from _bump(state)
+        removed = 0
+        for part in state.partitions:
+            removed += yield from _sweep(state, part)
+    except BackendUnavailable:
+        failed(state)
+        return 0
+    return removed
+
+
+def _bump(state: State) -> Program[int]:
+    newest = 0
+    for part in state.partitions:
+        newest = max(newest, (yield from connect(part)).generation)
+    generation = newest + 1
+    for part in state.partitions:
+        raw = yield from invoke(BUMP, part.index, (part.names.c, part.names.w), generation, state.publish)
+        note_word(part, raw)
+        word = parse_word(raw)
+        generation = max(generation, word.generation if word else 0)
+    return generation
+
+
+def _sweep(state: State, part: Partition) -> Program[int]:
+    """Remove entries of older generations: nobody touches them, so they are the head of ``l``."""
+    names, swept = part.names, 0
+    while True:
+        word = part.word or (yield from connect(part))
+        (head,) = yield from ask(part.index, ("ZRANGE", names.l, 0, _SWEEP_AT_ONCE - 1))
+        old = [member for member in head if _older(member, word)]
+        if not old:
+            return swept
+        keys = (names.l, names.x, names.f, names.w, *(names.e + member for member in old))
+        removed = yield from invoke(FORGET, part.index, keys, 0, state.publish, *old)
+        state.counters.add("invalidated", removed)
+        swept += removed
+
+
+def _older(member: bytes, word: Word) -> bool:
+    generation, _, _ = member.partition(b":")
+    return generation.isdigit() and int(generation) < word.generation
+
+
+def _sweep_behind(state: State, part: Partition) -> Program[None]:
+    try:
+        yield from _sweep(state, part)
+    except BackendUnavailable:
+        state.counters.add("backend_errors")
+
+
+def usage(state: State) -> Program[Usage]:
+    """
+    Return what the books hold, after expired entries have left them.
+
+    Raises BackendUnavailable: there is no answer without Redis.
+    """
+    entries = units = 0
+    for part in state.partitions:
+        while (yield from trim(state, part)):
+            pass
+        yield from check_books(state, part, (yield from _expiring(part)), _SAMPLE)
+        members, total = yield from ask(part.index, ("ZCARD", part.names.x), ("ZSCORE", part.names.x, "#"))
+        entries += max(members - 1, 0)
+        units += -int(float(total or 0))
+    count = len(state.partitions)
+    return Usage(
+        entries=entries,
+        bytes=units * UNIT,
+        max_entries=state.max_entries * count,
+        max_bytes=state.max_units * UNIT * count,
+    )
+
+
+def _expiring(part: Partition) -> Program[set[bytes]]:
+    """Return the members that expire first: the books round up to seconds, their entries may be gone already."""
+    (soonest,) = yield from ask(part.index, ("ZRANGE", part.names.x, 1, _SAMPLE))
+    return set(soonest)
+
+
+def flush(state: State) -> Program[Stats]:
+    """Add this process's counters to the fleet's; return the sum, or what is pending here if Redis is away."""
+    totals: dict[str, int] = {}
+    try:
+        for part in state.partitions:
+            (reply,) = yield from ask(part.index, ("HGETALL", part.names.s))
+            for name, count in zip(reply[::2], reply[1::2], strict=True):
+                totals[name.decode()] = totals.get(name.decode(), 0) + int(count)
+        pending = state.counters.take()
+        if pending:
+            part = state.partitions[0]
+            yield from ask(
+                part.index, *(("HINCRBY", part.names.s, name, count) for name, count in pending.items())
+            )
+        for name, count in pending.items():
+            totals[name] = totals.get(name, 0) + count
+    except BackendUnavailable:
+        failed(state)
+        return from_counters(state.counters.peek(), fleet=False)
+    return from_counters(totals, fleet=True)
+
+
+def whereabouts(state: State, part: Partition) -> Program[int | None]:
+    """Return the partition's current generation, or None while Redis is away."""
+    try:
+        return (yield from connect(part)).generation
+    except BackendUnavailable:
+        failed(state)
+        return None

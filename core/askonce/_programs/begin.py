@@ -1,0 +1,105 @@
+"""
+For callers that make the call themselves: between ``begin`` and ``finish`` lies the caller's own code.
+
+LangChain between ``lookup`` and ``update``, a stream between its first and last chunk.  A caller that already holds
+an unfinished lease never waits for another one: two such callers could wait for each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .._effects import Program, TimedOut, join
+from .._flights import Flight
+from ..errors import BackendUnavailable
+from ..policy import Freshness
+from ..served import AnyServed, Source
+from .compute import acquire, coalesced, error_type, stored_fence
+from .find import Found, failed, find, serve
+from .state import Ask, State
+from .write import Grant, keep, release
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Held:
+    """What a caller who computes by itself holds: a flight that others may join, and the lease, if it got them."""
+
+    wanted: Ask
+    flight: Flight | None
+    grant: Grant | None
+
+
+def begin(state: State, wanted: Ask, *, refresh: bool) -> Program[AnyServed | Held]:
+    """Serve *wanted*, or return what the caller holds while it computes.  *refresh* serves nothing stored."""
+    found, reachable, seen = None, True, b""
+    try:
+        if refresh or not wanted.read:
+            _, seen = yield from stored_fence(wanted)
+        else:
+            found = yield from find(state, wanted)
+            seen = found.seen if found else b""
+    except BackendUnavailable:
+        failed(state)
+        reachable = False
+    if found is not None and found.freshness is Freshness.FRESH:
+        return serve(state, found) or Held(wanted, None, None)
+    stale = found is not None and found.freshness is Freshness.STALE
+    if not stale:
+        state.counters.add("misses")
+    while True:
+        flight, leads = state.flights.board(wanted.flight_key, wanted.home)
+        if leads:
+            return (yield from _lead(state, wanted, flight, found if stale else None, seen, reachable))
+        if stale and (served := serve(state, found)) is not None:
+            return served  # somebody revalidates already
+        if not wanted.waits:
+            return Held(wanted, None, None)
+        landed = yield from join(flight, wanted.policy.max_wait_s)
+        if isinstance(landed, TimedOut):
+            return Held(wanted, None, None)
+        if landed is not None:
+            return (yield from coalesced(state, landed))
+
+
+def _lead(
+    state: State, wanted: Ask, flight: Flight, stale: Found | None, seen: bytes, reachable: bool
+) -> Program[AnyServed | Held]:
+    try:
+        grant: Grant | Found | None = None
+        if reachable:
+            try:
+                grant = yield from acquire(state, replace(wanted, waits=False) if stale else wanted, seen)
+            except BackendUnavailable:
+                failed(state)
+    except BaseException as error:
+        state.flights.land(flight, error=error if isinstance(error, Exception) else None)
+        raise
+    if isinstance(grant, Found):
+        state.flights.land(flight)
+        state.counters.add("coalesced")
+        return grant.served(Source.COALESCED)
+    if stale is not None and grant is None:
+        state.flights.land(flight)
+        state.counters.add("stale")
+        return stale.served(Source.STALE)
+    return Held(wanted, flight, grant)
+
+
+def finish(state: State, held: Held, value: Any, cost_ms: int) -> Program[bool]:
+    """Store what the caller computed, give the lease back, hand the value to all who joined."""
+    landed = None
+    try:
+        landed = yield from keep(state, held.wanted, value, cost_ms, held.grant)
+        return landed.ttl > 0
+    finally:
+        if held.flight is not None:
+            state.flights.land(held.flight, landed)
+
+
+def abandon(state: State, held: Held, error: Exception | None) -> Program[None]:
+    """Give the lease back with nothing to store; *error* is shared with those who wait, None hands over."""
+    if held.flight is not None:
+        state.flights.land(held.flight, error=error if held.wanted.share_errors else None)
+    shared = error is not None and held.wanted.share_errors
+    yield from release(state, held.wanted, held.grant, error_type(error) if error and shared else None)

@@ -1,0 +1,251 @@
+"""
+Once: one computation for all who ask the same at the same time.
+
+In the process first: the first caller to board a key's flight leads, the others join.  The leader then asks Redis for
+the lease, which only one process holds; the others sleep until its message, or until the lease's time is over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from .._effects import Fetched, Program, TimedOut, compute, decode, detach, fetch, invoke, join, listen, sleep
+from .._flights import Flight, Landed
+from ..entry import Corrupt
+from ..errors import BackendUnavailable, LeaderFailed, NotCached
+from ..policy import Freshness
+from ..scripts import FAILED, FOUND, GRANTED, HELD, LEASE
+from ..served import AnyServed, Served, Source
+from .find import Found, connect, failed, find, judge, serve
+from .state import Ask, State, Word, parse_word
+from .write import Grant, keep, note_word, release
+
+#: Turns of the lease loop that are not a wait: more means that somebody else rewrites the entry all the time.
+_MOST_TURNS = 8
+
+
+def get_or_compute(state: State, wanted: Ask, fetched: Fetched | None = None) -> Program[AnyServed]:
+    """Serve *wanted*, computing it at most once among all concurrent callers."""
+    if not wanted.read:
+        return (yield from _unread(state, wanted))
+    found, reachable = None, True
+    try:
+        found = yield from find(state, wanted, fetched)
+    except BackendUnavailable:
+        failed(state)
+        reachable = False
+    if (served := serve(state, found)) is not None:
+        if served.source is Source.STALE:
+            yield from refresh_behind(state, wanted, found)
+        return served
+    if wanted.only_if_cached:
+        raise NotCached("only_if_cached: nothing servable is stored for this request")
+    try:
+        return (yield from share(state, wanted, found, reachable))
+    except Exception:
+        if found is None or found.freshness is not Freshness.EXPIRED:
+            raise
+        state.counters.add("stale_if_error")
+        return found.served(Source.STALE_IF_ERROR)
+
+
+def share(state: State, wanted: Ask, found: Found | None, reachable: bool) -> Program[AnyServed]:
+    if (
+        wanted.digest in wanted.leading
+    ):  # the function asks for its own key: waiting for itself would never end
+        return (yield from alone(state, wanted, "reentrant"))
+    while True:
+        flight, leads = state.flights.board(wanted.flight_key, wanted.home)
+        if leads:
+            return (yield from lead(state, wanted, flight, found, reachable))
+        landed = yield from join(flight, wanted.policy.max_wait_s)
+        if isinstance(landed, TimedOut):
+            return (yield from alone(state, wanted, "max_wait"))
+        if landed is not None:
+            return (yield from coalesced(state, landed))
+        # The leader gave up: whoever boards first leads the next flight.
+
+
+def lead(
+    state: State, wanted: Ask, flight: Flight, found: Found | None, reachable: bool
+) -> Program[AnyServed]:
+    try:
+        served, landed = yield from _fly(state, wanted, found, reachable)
+    except GeneratorExit:
+        state.flights.land(flight)
+        raise
+    except Exception as error:
+        state.flights.land(flight, error=error)
+        raise
+    except BaseException:
+        state.flights.land(flight)
+        raise
+    state.flights.land(flight, landed)
+    return served
+
+
+def _fly(
+    state: State, wanted: Ask, found: Found | None, reachable: bool
+) -> Program[tuple[AnyServed, Landed]]:
+    grant: Grant | Found | None = None
+    reason = "backend"
+    if reachable:
+        try:
+            grant = yield from acquire(state, wanted, found.seen if found else b"")
+            reason = "not granted"
+        except BackendUnavailable:
+            failed(state)
+    if isinstance(grant, Found):
+        served = grant.served(Source.COALESCED)
+        state.counters.add("coalesced")
+        return served, Landed(0, None, grant.value, grant.ttl)
+    if grant is None:
+        state.counters.add_reason("bypassed", reason)
+    return (yield from _compute(state, wanted, grant))
+
+
+def _compute(
+    state: State, wanted: Ask, grant: Grant | None, word: Word | None = None
+) -> Program[tuple[AnyServed, Landed]]:
+    leases = (grant.renewal(wanted),) if grant else ()
+    try:
+        computed = yield from compute(wanted.index, leases)
+    except GeneratorExit:
+        raise
+    except Exception as error:
+        yield from release(state, wanted, grant, error_type(error) if wanted.share_errors else None)
+        raise
+    except BaseException:  # cancelled, or interrupted: somebody who waits takes over
+        yield from release(state, wanted, grant, None)
+        raise
+    state.counters.add("computed")
+    landed = yield from keep(state, wanted, computed.value, computed.cost_ms, grant, word)
+    return Served(computed.value, Source.COMPUTED if grant else Source.BYPASSED, 0.0, landed.ttl), landed
+
+
+def acquire(state: State, wanted: Ask, seen: bytes) -> Program[Grant | Found | None]:
+    """
+    Return the lease, or an entry that somebody stored meanwhile, or None: compute without the cache.
+
+    *seen* is the fence of an entry that will not do.  Waits for another holder as long as the policy allows.
+    """
+    part, waited, left = wanted.partition, b"", wanted.policy.max_wait_s
+    waiter, turns = None, 0
+    try:
+        while turns < _MOST_TURNS:
+            word = part.word or (yield from connect(part))
+            keys = (
+                part.names.c,
+                part.names.e + word.prefix + wanted.digest,
+                part.names.k + wanted.digest,
+                part.names.f,
+            )
+            leased = yield from invoke(
+                LEASE, part.index, keys, word.generation, wanted.token, wanted.policy.lease_ms, seen, waited
+            )
+            if leased.code == GRANTED:
+                note_word(part, leased.word)
+                return Grant(parse_word(leased.word) or word, leased.fence, wanted.token)
+            if leased.code == HELD:
+                if not wanted.waits or left <= 0:
+                    return None
+                if waiter is None:  # register for the message first, then look again: no wake-up is lost
+                    waiter = yield from listen(part.index, wanted.digest)
+                    continue
+                left -= yield from sleep(waiter, min(left, max(leased.left_ms, 1) / 1000 + 0.001))
+                waited = b"%d" % leased.fence
+                waiter.close()
+                waiter = yield from listen(part.index, wanted.digest)
+                continue
+            turns += 1
+            if leased.code == FOUND:
+                note_word(part, leased.word)
+                found = yield from judge(state, wanted, leased.entry, leased.now_ms)
+                if found is not None and found.freshness is Freshness.FRESH:
+                    return found
+                seen = leased.entry[8:16]
+            elif leased.code == FAILED:
+                if leased.text:
+                    raise LeaderFailed(leased.text)
+                return None
+            else:
+                part.word, seen = None, b""
+        return None
+    finally:
+        if waiter is not None:
+            waiter.close()
+
+
+def alone(state: State, wanted: Ask, reason: str) -> Program[AnyServed]:
+    """Compute without sharing and without storing; count why."""
+    state.counters.add_reason("bypassed", reason)
+    computed = yield from compute(wanted.index, ())
+    state.counters.add("computed")
+    return Served(computed.value, Source.BYPASSED)
+
+
+def coalesced(state: State, landed: Landed) -> Program[AnyServed]:
+    """Serve what another caller of this process computed: a value of one's own, decoded anew."""
+    state.counters.add("coalesced")
+    value: Any = landed.value
+    if landed.payload is not None:
+        try:
+            value = yield from decode(landed.flags, landed.payload)
+        except Corrupt as error:  # what was just encoded does not decode: the codec is wrong, say so
+            raise BackendUnavailable(f"the codec cannot read what it wrote: {error}") from error
+    return Served(value, Source.COALESCED, 0.0, landed.ttl)
+
+
+def _unread(state: State, wanted: Ask) -> Program[AnyServed]:
+    """Compute without serving what is stored (``control(read=False)``), and store the answer in its place."""
+    if wanted.only_if_cached:
+        raise NotCached("only_if_cached: and read=False forbids to look")
+    if not wanted.write:
+        return (yield from alone(state, wanted, "control"))
+    grant, word = None, None
+    try:
+        word, seen = yield from stored_fence(wanted)
+        taken = yield from acquire(state, replace(wanted, waits=False), seen)
+        grant = taken if isinstance(taken, Grant) else None
+    except BackendUnavailable:
+        failed(state)
+    served, _ = yield from _compute(state, wanted, grant, word)
+    return replace(served, source=Source.COMPUTED)
+
+
+def stored_fence(wanted: Ask) -> Program[tuple[Word, bytes]]:
+    """Return the control word, and the fence of whatever is stored, so that a lease to replace it can be had."""
+    part = wanted.partition
+    word = yield from connect(part)
+    fetched = yield from fetch(part.index, (word.prefix + wanted.digest,))
+    return word, (fetched.entries[0] or b"")[8:16]
+
+
+def refresh_behind(state: State, wanted: Ask, found: Found | None) -> Program[None]:
+    """Recompute a stale entry behind the caller: one refresh in the process, and by the lease one in the fleet."""
+    flight, leads = state.flights.board(wanted.flight_key, wanted.home)
+    if leads:
+        yield from detach(_refresh(state, replace(wanted, waits=False), flight, found))
+
+
+def _refresh(state: State, wanted: Ask, flight: Flight, found: Found | None) -> Program[None]:
+    landed = None
+    try:
+        grant = yield from acquire(state, wanted, found.seen if found else b"")
+        if isinstance(grant, Grant):
+            _, landed = yield from _compute(state, wanted, grant)
+    except GeneratorExit:
+        raise
+    except BackendUnavailable:
+        state.counters.add("backend_errors")
+    except Exception:  # noqa: BLE001  nobody waits for it; the stale entry stays until its window ends
+        state.counters.add("refresh_errors")
+    finally:
+        state.flights.land(flight, landed)
+
+
+def error_type(error: Exception) -> str:
+    """Return the qualified name of an error's class; its text may quote a credential and stays here."""
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

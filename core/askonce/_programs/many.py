@@ -1,0 +1,233 @@
+"""Many requests at once: one round trip a partition, one call of the caller's function for all that is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
+
+from .._effects import Computed, Encoded, Program, compute_many, fetch, invoke_many
+from .._flights import Flight, Landed
+from ..errors import BackendUnavailable, NotCached
+from ..policy import Freshness
+from ..scripts import FOUND, GRANTED, LEASE, REPLACED, STORE, STORED, Leased, Stored
+from ..served import AnyServed, Served, Source
+from .compute import error_type, lead, refresh_behind, share
+from .find import Found, connect, failed, find, judge, keep_step, serve
+from .state import Ask, Partition, State, parse_word
+from .write import Grant, admitted, landing, release, settle, store_call
+
+T = TypeVar("T")
+
+#: Requests in one round trip: bounded, so that one deadline is enough for it.
+_AT_ONCE = 128
+
+
+def get_many(state: State, asks: Sequence[Ask]) -> Program[list[AnyServed | None]]:
+    """Serve each request, or None; one round trip a partition."""
+    founds, _ = yield from _find_many(state, asks)
+    return [serve(state, founds.get(wanted.digest)) for wanted in asks]
+
+
+def _find_many(state: State, asks: Sequence[Ask]) -> Program[tuple[dict[bytes, Found], bool]]:
+    founds: dict[bytes, Found] = {}
+    readable = [wanted for wanted in asks if wanted.read]
+    for part, group in _by_partition(readable):
+        try:
+            yield from _find_group(state, part, group, founds)
+        except BackendUnavailable:
+            failed(state)
+            return founds, False
+    return founds, True
+
+
+def _find_group(state: State, part: Partition, group: list[Ask], founds: dict[bytes, Found]) -> Program[None]:
+    for chunk in _chunks(group):
+        word = part.word or (yield from connect(part))
+        fetched = yield from fetch(part.index, tuple(word.prefix + wanted.digest for wanted in chunk))
+        in_step = yield from keep_step(state, part, word, fetched.word)
+        for wanted, data in zip(chunk, fetched.entries, strict=True):
+            if in_step:
+                found = yield from judge(state, wanted, data, fetched.now_ms)
+            else:
+                found = yield from find(state, wanted)
+            if found is not None:
+                founds[wanted.digest] = found
+
+
+def get_or_compute_many(state: State, asks: Sequence[Ask]) -> Program[list[AnyServed]]:
+    """
+    Serve all requests (distinct, in order), computing each missing one at most once among all callers.
+
+    The caller's function is called once with what nobody else is computing; the rest is joined after that, so that
+    two callers with crossing requests never wait for each other.
+    """
+    founds, reachable = yield from _find_many(state, asks)
+    served: dict[bytes, AnyServed] = {}
+    mine: dict[bytes, tuple[Ask, Flight]] = {}
+    later: list[Ask] = []
+    for wanted in asks:
+        found = founds.get(wanted.digest)
+        if (outcome := serve(state, found)) is not None:
+            served[wanted.digest] = outcome
+            if outcome.source is Source.STALE:
+                yield from refresh_behind(state, wanted, found)
+            continue
+        if wanted.only_if_cached:
+            raise NotCached(f"only_if_cached: nothing servable is stored for request {wanted.index}")
+        later.append(wanted)
+    try:
+        for wanted in later:
+            flight, leads = state.flights.board(wanted.flight_key, wanted.home)
+            if leads:
+                mine[wanted.digest] = wanted, flight
+        yield from _compute_mine(state, mine, founds, served, reachable)
+        for wanted in later:
+            if wanted.digest in mine:
+                flight = mine.pop(wanted.digest)[1]
+                served[wanted.digest] = yield from lead(
+                    state, wanted, flight, founds.get(wanted.digest), reachable
+                )
+            elif wanted.digest not in served:
+                served[wanted.digest] = yield from share(state, wanted, founds.get(wanted.digest), reachable)
+    except BaseException as error:
+        for _, flight in mine.values():
+            state.flights.land(flight, error=error if isinstance(error, Exception) else None)
+        raise
+    return [served[wanted.digest] for wanted in asks]
+
+
+def _compute_mine(
+    state: State,
+    mine: dict[bytes, tuple[Ask, Flight]],
+    founds: dict[bytes, Found],
+    served: dict[bytes, AnyServed],
+    reachable: bool,
+) -> Program[None]:
+    """Compute what this call leads and holds the leases of; what it serves leaves *mine*."""
+    grants: dict[bytes, Grant] = {}
+    if reachable:
+        try:
+            yield from _lease_many(state, mine, founds, served, grants)
+        except BackendUnavailable:
+            failed(state)
+            reachable = False
+    turn = [wanted for wanted, _ in mine.values() if not reachable or wanted.digest in grants]
+    if not turn:
+        return
+    leases = tuple(grants[wanted.digest].renewal(wanted) for wanted in turn if wanted.digest in grants)
+    try:
+        computed = yield from compute_many(tuple(wanted.index for wanted in turn), leases)
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        text = error_type(error) if isinstance(error, Exception) else None
+        for wanted in turn:
+            yield from release(state, wanted, grants.get(wanted.digest), text)
+        raise
+    state.counters.add("computed", len(turn))
+    landed = yield from _keep_many(state, turn, computed, grants)
+    for wanted, answer in zip(turn, computed, strict=True):
+        source = Source.COMPUTED if wanted.digest in grants else Source.BYPASSED
+        if source is Source.BYPASSED:
+            state.counters.add_reason("bypassed", "backend")
+        _, flight = mine.pop(wanted.digest)
+        state.flights.land(flight, landed[wanted.digest])
+        served[wanted.digest] = Served(answer.value, source, 0.0, landed[wanted.digest].ttl)
+
+
+def _lease_many(
+    state: State,
+    mine: dict[bytes, tuple[Ask, Flight]],
+    founds: dict[bytes, Found],
+    served: dict[bytes, AnyServed],
+    grants: dict[bytes, Grant],
+) -> Program[None]:
+    for part, group in _by_partition([wanted for wanted, _ in mine.values()]):
+        for chunk in _chunks(group):
+            word = part.word or (yield from connect(part))
+            names = part.names
+            calls = tuple(
+                (
+                    (names.c, names.e + word.prefix + wanted.digest, names.k + wanted.digest, names.f),
+                    (word.generation, wanted.token, wanted.policy.lease_ms, _seen(founds, wanted), b""),
+                )
+                for wanted in chunk
+            )
+            answers: list[Leased | Exception] = yield from invoke_many(LEASE, part.index, calls)
+            for wanted, leased in zip(chunk, answers, strict=True):
+                if isinstance(leased, Exception):
+                    continue  # this one takes the path of a single request, which tells what is wrong
+                if leased.code == GRANTED:
+                    under = parse_word(leased.word) or word
+                    grants[wanted.digest] = Grant(under, leased.fence, wanted.token)
+                elif leased.code == FOUND:
+                    found = yield from judge(state, wanted, leased.entry, leased.now_ms)
+                    if found is not None and found.freshness is Freshness.FRESH:
+                        _, flight = mine.pop(wanted.digest)
+                        state.flights.land(flight, Landed(0, None, found.value, found.ttl))
+                        state.counters.add("coalesced")
+                        served[wanted.digest] = found.served(Source.COALESCED)
+
+
+def _keep_many(
+    state: State, turn: Sequence[Ask], computed: Sequence[Computed], grants: dict[bytes, Grant]
+) -> Program[dict[bytes, Landed]]:
+    ready: dict[bytes, Encoded] = {}
+    landed: dict[bytes, Landed] = {}
+    for wanted, answer in zip(turn, computed, strict=True):
+        encoded = yield from admitted(state, answer.value, answer.cost_ms)
+        landed[wanted.digest] = landing(wanted, answer.value, encoded, stored=False)
+        if encoded is not None and wanted.write and wanted.digest in grants:
+            ready[wanted.digest] = encoded
+        else:
+            yield from release(state, wanted, grants.get(wanted.digest), "")
+    storable = [wanted for wanted in turn if wanted.digest in ready]
+    for part, group in _by_partition(storable):
+        for chunk in _chunks(group):
+            try:
+                yield from _store_chunk(state, part, chunk, grants, ready, landed)
+            except BackendUnavailable:
+                failed(state)
+    return landed
+
+
+def _store_chunk(
+    state: State,
+    part: Partition,
+    chunk: list[Ask],
+    grants: dict[bytes, Grant],
+    ready: dict[bytes, Encoded],
+    landed: dict[bytes, Landed],
+) -> Program[None]:
+    calls = []
+    for wanted in chunk:
+        grant = grants[wanted.digest]
+        victims = part.take_victims()  # the first call passes them, the others have none
+        calls.append(store_call(state, wanted, grant.word, ready[wanted.digest], grant, victims))
+    answers: list[Stored | Exception] = yield from invoke_many(STORE, part.index, tuple(calls))
+    for number, (wanted, stored) in enumerate(zip(chunk, answers, strict=True)):
+        if isinstance(stored, Exception):
+            state.counters.add("backend_errors")
+            continue
+        if stored.code in {STORED, REPLACED}:
+            landed[wanted.digest] = landing(wanted, None, ready[wanted.digest], stored=True)
+        # Only the last reply's victims are still the least recently used, and only it says what is over now.
+        last = number == len(chunk) - 1
+        yield from settle(state, part, stored if last else stored._replace(over=0, victims=[]))
+
+
+def _seen(founds: dict[bytes, Found], wanted: Ask) -> bytes:
+    found = founds.get(wanted.digest)
+    return found.seen if found else b""
+
+
+def _by_partition(asks: Iterable[Ask]) -> list[tuple[Partition, list[Ask]]]:
+    groups: dict[int, tuple[Partition, list[Ask]]] = {}
+    for wanted in asks:
+        groups.setdefault(wanted.partition.index, (wanted.partition, []))[1].append(wanted)
+    return list(groups.values())
+
+
+def _chunks(items: Sequence[T]) -> Iterator[list[T]]:
+    for start in range(0, len(items), _AT_ONCE):
+        yield list(items[start : start + _AT_ONCE])

@@ -1,0 +1,118 @@
+"""What the programs of one process know: partitions and their control words, flights, counters, limits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from .._flights import Flights, Key
+from ..keys import Names
+from ..policy import Policy
+from ..stats import Counters
+
+_WORD = re.compile(rb"(\d{1,10}):(\d{1,16})")
+_LARGEST_GENERATION = 0xFFFFFFFF  # four bytes of the header
+
+#: Members whose books look wrong are healed by the next store; more than this wait for the sample of ``heal``.
+_MOST_SUSPECTS = 256
+
+
+class Word(NamedTuple):
+    """A control word: replaced as a whole, so that threads never see half of one."""
+
+    raw: bytes
+    generation: int
+    sequence: int
+    prefix: bytes  # of members: "<generation>:"
+
+
+def parse_word(raw: bytes) -> Word | None:
+    """Return the control word in *raw*, or None if it is none."""
+    match = _WORD.fullmatch(raw)
+    if match is None or int(match[1]) > _LARGEST_GENERATION:
+        return None
+    return Word(raw, int(match[1]), int(match[2]), match[1] + b":")
+
+
+@dataclass(slots=True, eq=False)
+class Partition:
+    """One hash tag of a namespace, as this process knows it."""
+
+    index: int
+    names: Names
+    word: Word | None = None
+    #: Eviction candidates named by the last store or trim: member, score, member, score ...
+    victims: list[bytes] = field(default_factory=list)
+    #: Members whose touch disagreed with their entry.
+    suspects: set[bytes] = field(default_factory=set)
+    #: The last member touched, and when: a second touch within a millisecond changes nothing and replies 0.
+    last_touch: tuple[bytes, int] = (b"", 0)
+    #: Tag hash (hex) -> sequence of its last invalidation, as far as ``tags_until``; below the floor all are refused.
+    tags: dict[bytes, int] = field(default_factory=dict)
+    tags_until: int = 0
+    tags_floor: int = 0
+
+    def suspect(self, member: bytes) -> None:
+        """Note a member whose books need healing."""
+        if len(self.suspects) < _MOST_SUSPECTS:
+            self.suspects.add(member)
+
+    def take_suspects(self) -> set[bytes]:
+        """Return the suspects and start anew."""
+        taken, self.suspects = self.suspects, set()
+        return taken
+
+    def take_victims(self) -> list[bytes]:
+        """Return the named victims; no other store may pass them a second time."""
+        taken, self.victims = self.victims, []
+        return taken
+
+
+@dataclass(slots=True, eq=False)
+class State:
+    """What all programs of a namespace share in this process."""
+
+    partitions: Sequence[Partition]
+    flights: Flights
+    counters: Counters
+    max_entries: int  # of one partition
+    max_units: int  # of one partition
+    strict: bool = False
+    publish: Final[bytes] = b"PUBLISH"
+
+    def partition_of(self, digest: bytes) -> Partition:
+        """Return the partition of a digest: its last three characters spread evenly."""
+        count = len(self.partitions)
+        return (
+            self.partitions[0] if count == 1 else self.partitions[int.from_bytes(digest[-3:], "big") % count]
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """One request, with everything that the caller, the block around it and the cache decided about it."""
+
+    partition: Partition
+    digest: bytes
+    policy: Policy
+    token: bytes
+    draw: float  # 0.0 to 1.0: this entry's share of the jitter
+    ttl_ms: int | None = None
+    max_age: float | None = None
+    tags: tuple[bytes, ...] = ()
+    read: bool = True
+    write: bool = True
+    only_if_cached: bool = False
+    waits: bool = True
+    share_errors: bool = True
+    index: int = 0  # the place among the requests of one call
+    home: object = None  # what must not block for this flight, see _flights.Flight
+    leading: frozenset[bytes] = frozenset()  # digests whose computation this call is part of
+
+    @property
+    def flight_key(self) -> Key:
+        """The key of this request's flight."""
+        word = self.partition.word
+        return (word.raw if word else b"", self.digest)

@@ -1,0 +1,273 @@
+"""The write path: store an entry, keep the books within their limits and in agreement with what Redis holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from .._effects import Encoded, Program, Renewal, ask, detach, encode, invoke
+from .._flights import Landed
+from ..entry import OVERHEAD, TAGGED, tag_block
+from ..errors import BackendUnavailable, Uncacheable
+from ..policy import Refused
+from ..scripts import FENCED_OFF, HEAL, MOVED, RELEASE, REPLACED, STORE, STORED, TOO_LARGE, TRIM, Arg, Stored
+from .find import connect, failed
+from .state import Ask, Partition, State, Word, parse_word
+
+#: Entries that a store sweeps, and victims that it asks to be named for the next one (redis.md measured both).
+_SWEEP: Final = 16
+_PEEK: Final = 4
+#: Victims of one trim: about 0.4 ms of the server.
+_TRIM: Final = 64
+#: Trims that a caller waits for; the rest runs in the background.
+_FOREGROUND_TRIMS: Final = 8
+#: How long a failure is shared with those who waited for it.
+_TOMBSTONE_MS: Final = 300
+
+_COUNTED = {FENCED_OFF: "fenced_off", TOO_LARGE: "too_large", MOVED: "outdated"}
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A lease that this caller holds: the right to compute, and the fence by which its store is judged."""
+
+    word: Word
+    fence: int
+    token: bytes
+
+    @property
+    def holder(self) -> bytes:
+        """The value of the lease key while it is ours."""
+        return b"%d:%d:%b" % (self.word.generation, self.fence, self.token)
+
+    def renewal(self, wanted: Ask) -> Renewal:
+        """Return what keeps this lease while the caller's function runs."""
+        part = wanted.partition
+        return Renewal(part.index, part.names.k + wanted.digest, self.holder, wanted.policy.lease_ms)
+
+
+def store(state: State, wanted: Ask, value: Any, cost_ms: int) -> Program[bool]:
+    """Store *value* without a lease: the last writer wins.  Return whether it was stored."""
+    if not wanted.write:
+        return False
+    try:
+        encoded = yield from encode(value, cost_ms)
+    except Refused as refusal:
+        state.counters.add_reason("rejected", refusal.reason)
+        return False
+    except Uncacheable:
+        state.counters.add("uncacheable")
+        raise
+    try:
+        return (yield from write(state, wanted, encoded, None)) in {STORED, REPLACED}
+    except BackendUnavailable:
+        failed(state)
+        return False
+
+
+def keep(
+    state: State, wanted: Ask, value: Any, cost_ms: int, grant: Grant | None, word: Word | None = None
+) -> Program[Landed]:
+    """
+    Store a value that was just computed, give the lease back, and return what followers are handed.
+
+    Without a lease nothing is stored, unless *word* is given: the control word when the computation began.
+    Never fails, unless the cache is strict: the value is in the caller's hand.
+    """
+    encoded = yield from admitted(state, value, cost_ms)
+    if encoded is None or not wanted.write:
+        yield from release(state, wanted, grant, "")
+        return landing(wanted, value, encoded, stored=False)
+    stored = False
+    if grant is not None or word is not None:
+        try:
+            stored = (yield from write(state, wanted, encoded, grant, word)) in {STORED, REPLACED}
+        except BackendUnavailable:
+            failed(state)
+    return landing(wanted, value, encoded, stored=stored)
+
+
+def admitted(state: State, value: Any, cost_ms: int) -> Program[Encoded | None]:
+    """Return *value* encoded, or None, counted, if admission or its codec refuses it: it is still the answer."""
+    try:
+        return (yield from encode(value, cost_ms))
+    except GeneratorExit:
+        raise
+    except Refused as refusal:
+        state.counters.add_reason("rejected", refusal.reason)
+    except Exception:  # noqa: BLE001  the codec is the user's
+        state.counters.add("uncacheable")
+    return None
+
+
+def landing(wanted: Ask, value: Any, encoded: Encoded | None, *, stored: bool) -> Landed:
+    """Return what the followers of this computation are handed."""
+    if encoded is None:
+        return Landed(0, None, value, 0.0)
+    return Landed(
+        encoded.flags, encoded.payload, None, lifetime_ms(wanted, encoded) / 1000 if stored else 0.0
+    )
+
+
+def lifetime_ms(wanted: Ask, encoded: Encoded) -> int:
+    """Return the freshness lifetime: what admission says, else the call, else the policy; with jitter."""
+    ttl_ms = wanted.ttl_ms if encoded.ttl_ms is None else encoded.ttl_ms
+    return wanted.policy.lifetime_ms(ttl_ms, wanted.draw)
+
+
+def write(
+    state: State, wanted: Ask, encoded: Encoded, grant: Grant | None, word: Word | None = None
+) -> Program[int]:
+    """
+    Run ``store`` and what it makes necessary; return its code, counted.
+
+    What was computed under *word*, or under a lease, is refused once the generation has moved.  A value that was
+    not computed under anything is stored under the generation that is current.
+    """
+    part = wanted.partition
+    under = grant.word if grant else word
+    stored = yield from _store(
+        state, wanted, under or part.word or (yield from connect(part)), encoded, grant
+    )
+    if stored.code == MOVED:
+        part.word = None
+        if under is None:
+            stored = yield from _store(state, wanted, (yield from connect(part)), encoded, None)
+    yield from settle(state, part, stored)
+    return stored.code
+
+
+def _store(state: State, wanted: Ask, word: Word, encoded: Encoded, grant: Grant | None) -> Program[Stored]:
+    part = wanted.partition
+    keys, args = store_call(state, wanted, word, encoded, grant, part.take_victims())
+    return (yield from invoke(STORE, part.index, keys, *args))
+
+
+def store_call(
+    state: State,
+    wanted: Ask,
+    word: Word,
+    encoded: Encoded,
+    grant: Grant | None,
+    victims: list[bytes],
+) -> tuple[tuple[bytes, ...], tuple[Arg, ...]]:
+    """Return keys and arguments of one ``store``."""
+    names, member = wanted.partition.names, word.prefix + wanted.digest
+    keys = (names.l, names.x, names.e + member, names.c, names.k + wanted.digest, names.w)
+    args: tuple[Arg, ...] = (
+        word.generation,
+        member,
+        encoded.flags | (TAGGED if wanted.tags else 0),
+        word.sequence,
+        tag_block(wanted.tags) + encoded.payload,
+        lifetime_ms(wanted, encoded),
+        wanted.policy.window_ms,
+        state.max_entries,
+        state.max_units,
+        OVERHEAD,
+        _SWEEP,
+        _PEEK,
+        grant.fence if grant else b"",
+        grant.holder if grant else b"",
+        state.publish,
+        b"d" + wanted.digest,
+    )
+    return keys + tuple(names.e + victim for victim in victims[::2]), args + tuple(victims)
+
+
+def settle(state: State, part: Partition, stored: Stored) -> Program[None]:
+    """Count what a store did, and do what it left: trim what is still over a limit, heal what looked wrong."""
+    counters = state.counters
+    if stored.code in _COUNTED:
+        counters.add(_COUNTED[stored.code])
+    else:
+        counters.add("stored")
+        counters.add("replaced", stored.code == REPLACED)
+    counters.add("expired", stored.swept)
+    counters.add("evicted", stored.evicted)
+    part.victims = stored.victims
+    if stored.over:
+        over = True
+        for _ in range(_FOREGROUND_TRIMS):
+            if not (over := (yield from trim(state, part))):
+                break
+        if over:
+            yield from detach(drain(state, part))
+    if part.suspects:
+        yield from detach(heal(state, part, part.take_suspects()))
+
+
+def trim(state: State, part: Partition) -> Program[bool]:
+    """Evict the named victims, sweep the expired; return whether there is more to do."""
+    victims = part.take_victims()
+    keys = (part.names.l, part.names.x, *(part.names.e + victim for victim in victims[::2]))
+    trimmed = yield from invoke(
+        TRIM, part.index, keys, _TRIM, state.max_entries, state.max_units, _TRIM, *victims
+    )
+    state.counters.add("expired", trimmed.swept)
+    state.counters.add("evicted", trimmed.evicted)
+    part.victims = trimmed.victims if trimmed.over else trimmed.victims[: 2 * _PEEK]
+    return bool(trimmed.over and trimmed.victims) or trimmed.swept == _TRIM
+
+
+def drain(state: State, part: Partition) -> Program[None]:
+    """Trim until the partition is within its limits: a limit was lowered, or a large entry needs much room."""
+    try:
+        while (yield from trim(state, part)):
+            pass
+    except BackendUnavailable:
+        state.counters.add("backend_errors")
+
+
+def heal(state: State, part: Partition, members: set[bytes]) -> Program[None]:
+    """Make the books of *members*, and of a sample of both books, agree with their entries."""
+    try:
+        yield from check_books(state, part, members, 32)
+    except BackendUnavailable:
+        state.counters.add("backend_errors")
+
+
+def check_books(state: State, part: Partition, members: set[bytes], sample: int) -> Program[int]:
+    """Heal *members* and *sample* random ones of each book; return how many were corrected."""
+    names = part.names
+    samples = yield from ask(part.index, ("ZRANDMEMBER", names.x, sample), ("ZRANDMEMBER", names.l, sample))
+    chosen = sorted(members.union(*samples) - {b"#"})
+    if not chosen:
+        return 0
+    keys = (names.l, names.x, *(names.e + member for member in chosen))
+    healed = yield from invoke(HEAL, part.index, keys, OVERHEAD, *chosen)
+    state.counters.add("healed", healed.dropped + healed.adopted)
+    return healed.dropped + healed.adopted
+
+
+def release(state: State, wanted: Ask, grant: Grant | None, text: str | None) -> Program[None]:
+    """
+    Give a lease back with nothing stored; best effort, it ends by itself.
+
+    *text* is the error that those who wait are to raise, empty if the answer may not be stored; None hands over.
+    """
+    if grant is None:
+        return
+    part = wanted.partition
+    keys = (part.names.k + wanted.digest, part.names.w)
+    tombstone = 0 if text is None else _TOMBSTONE_MS
+    try:
+        yield from invoke(
+            RELEASE,
+            part.index,
+            keys,
+            grant.holder,
+            tombstone,
+            text or "",
+            state.publish,
+            b"d" + wanted.digest,
+        )
+    except BackendUnavailable:
+        state.counters.add("backend_errors")
+
+
+def note_word(part: Partition, raw: bytes) -> None:
+    """Keep a control word that came with another reply, unless it is older than the one known."""
+    word = parse_word(raw)
+    if word is not None and (part.word is None or word[1:3] > part.word[1:3]):
+        part.word = word

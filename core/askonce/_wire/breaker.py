@@ -1,0 +1,51 @@
+"""
+What stops asking a server that does not answer.
+
+Open for half a second after a failure, twice as long after each further one, at most half a minute; then one caller
+probes while the others stay out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from threading import Lock
+from typing import Final
+
+_FIRST: Final = 0.5
+_LONGEST: Final = 30.0
+
+
+class Breaker:
+    """The breaker of one server, shared by threads and event loops."""
+
+    __slots__ = ("_clock", "_failures", "_lock", "_until")
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = Lock()
+        self._failures = 0
+        self._until = 0.0
+
+    def allows(self) -> bool:
+        """Return whether to ask.  After a pause the first caller may, as the probe."""
+        if not self._failures:  # the common case takes no lock
+            return True
+        with self._lock:
+            now = self._clock()
+            if now < self._until:
+                return False
+            self._until = now + _FIRST
+            return True
+
+    def failed(self) -> None:
+        """Note that the server did not answer."""
+        with self._lock:
+            self._until = self._clock() + min(_LONGEST, _FIRST * 2 ** min(self._failures, 16))
+            self._failures += 1
+
+    def succeeded(self) -> None:
+        """Note that it did."""
+        if self._failures:
+            with self._lock:
+                self._failures = 0

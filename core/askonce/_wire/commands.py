@@ -1,0 +1,48 @@
+"""Commands as bytes, replies as answers: what both wires have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import hiredis
+from redis.exceptions import NoScriptError, ResponseError
+
+from ..errors import BackendUnavailable
+from ..scripts import Arg, Script
+
+R = TypeVar("R")
+
+#: Return one command in the protocol's form.
+pack: Callable[[tuple[Arg, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]  # its stub says one
+
+
+def pack_script(script: Script[Any], keys: tuple[bytes, ...], args: tuple[Arg, ...]) -> bytes:
+    """Return the command that runs *script*."""
+    return pack(("EVALSHA", script.sha, len(keys), *keys, *args))
+
+
+def pack_load(script: Script[Any]) -> bytes:
+    """Return the command that loads *script*: SCRIPT LOAD, for Redis may drop what came by EVAL (since 7.4)."""
+    return pack(("SCRIPT", "LOAD", script.source))
+
+
+def is_unknown_script(replies: Iterable[Any]) -> bool:
+    """Return whether a reply says that the server does not hold the script (new, restarted, flushed)."""
+    return any(isinstance(reply, NoScriptError) for reply in replies)
+
+
+def checked(reply: Any) -> Any:
+    """Return *reply*, or raise BackendUnavailable if Redis answered with an error."""
+    if isinstance(reply, ResponseError):
+        raise BackendUnavailable(f"Redis answered: {reply}") from reply
+    return reply
+
+
+def answer(script: Script[R], reply: Any) -> R:
+    """Return the answer of *script*; an answer of another shape is an error of the server, not ours."""
+    checked(reply)
+    try:
+        return script.decode(reply)
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
+        raise BackendUnavailable(f"{script.name} answered {reply!r:.200}") from error

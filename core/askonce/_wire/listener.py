@@ -1,0 +1,138 @@
+"""
+The push connection: one thread of the process sleeps on pub/sub and wakes who waits for a flight led elsewhere.
+
+Messages are hints: a waiter looks again when it is woken, when the lease's time is over, and when the connection is
+lost, so that a lost message costs one lease at most.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import Future
+from typing import Any, Final
+
+import redis
+from redis.exceptions import RedisError
+
+from ..errors import BackendUnavailable
+from .endpoint import Endpoint
+
+#: How long to wait for messages before looking whether the listener is still wanted.
+_TURN: Final = 1.0
+_PAUSE: Final = 0.5
+
+
+class Registration:
+    """One waiter."""
+
+    __slots__ = ("_digest", "_listener", "_woken")
+
+    def __init__(self, listener: Listener, digest: bytes) -> None:
+        self._listener = listener
+        self._digest = digest
+        self._woken: Future[None] = Future()
+
+    @property
+    def woken(self) -> Future[None]:
+        """Done when there is reason to look again."""
+        return self._woken
+
+    def close(self) -> None:
+        """Stop waiting."""
+        self._listener.remove(self._digest, self)
+
+
+class Listener:
+    """The process's subscription to the channels of one namespace."""
+
+    def __init__(self, endpoint: Endpoint, deadline: float, channels: tuple[bytes, ...]) -> None:
+        self._endpoint = endpoint
+        self._deadline = deadline
+        self._channels = channels
+        self._lock = threading.Lock()
+        self._waiting: dict[bytes, list[Registration]] = {}
+        self._subscribed = threading.Event()
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether messages arrive now, so that ``register`` does not have to wait."""
+        return self._subscribed.is_set()
+
+    def register(self, digest: bytes) -> Registration:
+        """Return a registration for the message of *digest*; raise BackendUnavailable if none can arrive."""
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="askonce-listener", daemon=True)
+                self._thread.start()
+            registration = Registration(self, digest)
+            self._waiting.setdefault(digest, []).append(registration)
+        if not self._subscribed.wait(self._deadline * 2):  # one deadline to connect, one to subscribe
+            registration.close()
+            raise BackendUnavailable(f"{self._endpoint.label}: no subscription within {self._deadline * 2} s")
+        return registration
+
+    def remove(self, digest: bytes, registration: Registration) -> None:
+        """Forget a registration."""
+        with self._lock:
+            waiting = self._waiting.get(digest)
+            if waiting and registration in waiting:
+                waiting.remove(registration)
+                if not waiting:
+                    del self._waiting[digest]
+
+    def close(self) -> None:
+        """Wake all and end the thread within a turn."""
+        self._closed = True
+        self._wake_all()
+
+    def _run(self) -> None:
+        while not self._closed:
+            try:
+                self._listen()
+            except (RedisError, OSError, BackendUnavailable):
+                self._subscribed.clear()
+                self._wake_all()
+                time.sleep(_PAUSE)
+
+    def _listen(self) -> None:
+        if self._endpoint.prepare is not None:
+            self._endpoint.prepare()
+        client = redis.Redis(connection_pool=self._endpoint.sync_pool(None, self._deadline))
+        pubsub = client.pubsub()  # type: ignore[no-untyped-call]
+        try:
+            pubsub.subscribe(*self._channels)
+            pending = len(self._channels)
+            while not self._closed:
+                message: Any = pubsub.get_message(timeout=_TURN)
+                if message is None:
+                    continue
+                if message["type"] == "subscribe":
+                    pending -= 1
+                    if pending <= 0:
+                        self._subscribed.set()
+                elif message["type"] == "message" and message["data"][:1] == b"d":
+                    self._wake(message["data"][1:])
+        finally:
+            self._subscribed.clear()
+            pubsub.close()
+
+    def _wake(self, digest: bytes) -> None:
+        with self._lock:
+            woken = self._waiting.pop(digest, [])
+        for registration in woken:
+            _done(registration.woken)
+
+    def _wake_all(self) -> None:
+        with self._lock:
+            woken = [registration for waiting in self._waiting.values() for registration in waiting]
+            self._waiting.clear()
+        for registration in woken:
+            _done(registration.woken)
+
+
+def _done(future: Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

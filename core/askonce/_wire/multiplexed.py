@@ -1,0 +1,179 @@
+"""
+The asyncio wire: all tasks of a loop share one redis-py connection; each burst of calls is one write.
+
+redis-py's asyncio client is bound by about 40 us of CPU a command.  Here a command costs a future and a slot in a
+list.  A task of its own writes and reads, which no caller can cancel: a cancelled call leaves its slot in place, so
+that every later reply keeps its owner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from typing import Any, Final, NamedTuple
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+
+from ..errors import BackendUnavailable
+from .breaker import Breaker
+from .endpoint import Endpoint
+
+_IDLE: Final = 1.0  # as in held.py
+
+
+class _Call(NamedTuple):
+    packed: bytes
+    replies: int
+    future: asyncio.Future[list[Any]]
+
+
+class Multiplexed:
+    """The connection of one event loop to one server."""
+
+    def __init__(self, endpoint: Endpoint, deadline: float, breaker: Breaker) -> None:
+        self._endpoint = endpoint
+        self._deadline = deadline
+        self._breaker = breaker
+        self._pool = endpoint.async_pool(deadline)
+        self._queue: list[_Call] = []
+        self._task: asyncio.Task[None] | None = None
+        self._connection: Any = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._late = False
+        self._used = 0.0
+
+    def exchange(self, packed: bytes, count: int) -> asyncio.Future[list[Any]]:
+        """
+        Queue *packed* commands and return a future of their *count* replies; see ``Held.exchange``.
+
+        The future may be cancelled at any time.
+        """
+        if not self._breaker.allows():
+            raise BackendUnavailable(f"{self._endpoint.label}: not asked, it failed a moment ago")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[list[Any]] = loop.create_future()
+        self._queue.append(_Call(packed, count, future))
+        if self._task is None:
+            self._task = loop.create_task(self._run())
+        return future
+
+    async def _run(self) -> None:
+        burst: list[_Call] = []
+        loop = asyncio.get_running_loop()
+        try:
+            while self._queue:
+                if self._connection is None:
+                    await self._prepare()
+                burst, self._queue = self._queue, []
+                self._arm()  # one timer for the burst, not one a command
+                idle = self._connection is not None and loop.time() - self._used > _IDLE
+                try:
+                    await self._exchange(burst)
+                except RedisConnectionError:
+                    if not idle or any(call.future.done() and not call.future.cancelled() for call in burst):
+                        raise
+                    await self._drop()
+                    await self._prepare()
+                    await self._exchange(burst)
+                self._used = loop.time()
+                self._breaker.succeeded()
+        except Exception as error:  # noqa: BLE001  a future that is never set is a caller that hangs
+            await self._fail(burst, str(error) or type(error).__name__)
+        except asyncio.CancelledError:
+            if not self._late:  # the loop is shutting down
+                await self._fail(burst, "closed")
+                raise
+            self._late = False
+            await self._fail(burst, f"no answer within {self._deadline} s")
+        finally:
+            self._disarm()
+            # Calls that came while a failed connection was being dropped are nobody's burst yet.
+            self._task = loop.create_task(self._run()) if self._queue and not loop.is_closed() else None
+
+    async def _prepare(self) -> None:
+        if self._endpoint.prepare is not None:
+            await asyncio.get_running_loop().run_in_executor(None, self._endpoint.prepare)
+
+    async def _exchange(self, burst: list[_Call]) -> None:
+        connection = self._connection
+        if connection is None:
+            connection = self._connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
+            await connection.connect()
+        await connection.send_packed_command([b"".join([call.packed for call in burst])], check_health=False)
+        for call in burst:
+            replies: list[Any] = []
+            for _ in range(call.replies):
+                try:
+                    replies.append(await connection.read_response(disable_decoding=True))
+                except ResponseError as error:
+                    replies.append(error)
+            if not call.future.done():
+                call.future.set_result(replies)
+
+    def _arm(self) -> None:
+        self._disarm()
+        loop = asyncio.get_running_loop()
+        due = loop.time() + self._deadline
+        self._timer = loop.call_at(due, self._expire, due)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _expire(self, due: float) -> None:
+        # A timer that comes late itself shows that the loop was busy, not Redis: the replies may be there.
+        if asyncio.get_running_loop().time() - due > self._deadline / 4:
+            self._arm()
+        elif self._task is not None:
+            self._late = True
+            self._task.cancel()
+
+    async def _fail(self, burst: list[_Call], why: str) -> None:
+        """The connection is out of step or gone: fail all that wait, and connect anew at the next call."""
+        self._breaker.failed()
+        calls, self._queue = burst + self._queue, []
+        for call in calls:
+            if not call.future.done():
+                call.future.set_exception(BackendUnavailable(f"{self._endpoint.label}: {why}"))
+        await self._drop()
+
+    async def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.disconnect(nowait=True)
+
+    async def aclose(self) -> None:
+        """Close on the loop that owns the connection: a loop that ends first leaves noise."""
+        if self._task is not None:
+            self._task.cancel()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.disconnect()
+
+
+class Multiplexers:
+    """One multiplexed connection a running event loop, made on demand."""
+
+    def __init__(self, endpoint: Endpoint, deadline: float, breaker: Breaker) -> None:
+        self._made = endpoint, deadline, breaker
+        self.forget()
+
+    def forget(self) -> None:
+        """Start anew, without closing: in a forked child the connections are the parent's."""
+        self._of_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Multiplexed] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def here(self) -> Multiplexed:
+        """Return the connection of the running loop."""
+        loop = asyncio.get_running_loop()
+        if (found := self._of_loop.get(loop)) is None:
+            found = self._of_loop[loop] = Multiplexed(*self._made)
+        return found
+
+    async def aclose(self) -> None:
+        """Close the running loop's connection."""
+        if (found := self._of_loop.pop(asyncio.get_running_loop(), None)) is not None:
+            await found.aclose()

@@ -1,0 +1,197 @@
+"""
+What is stored: a header of 48 bytes, the tags if there are any, a payload.
+
+    AO | format | flags | generation | fence | created | fresh until | retained until | tag sequence
+    2    1        1       4            8       8         8             8                8            bytes
+
+The header is written by the scripts, on the server's clock (milliseconds).  The payload is one byte that names how
+the value was encoded, four bytes for what it took to compute (milliseconds), and the encoded value, compressed by
+zstd where that saves at least a tenth.  Whatever is read is untrusted: anything that this module cannot have
+written is ``None`` or raises ``Corrupt``, which the caller takes for a miss.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
+
+import ormsgpack
+
+from .errors import ConfigurationError, Uncacheable
+
+try:
+    import zstandard
+except ImportError:  # compression comes with the extra "zstd"; what was stored compressed is then a miss
+    zstandard = None  # type: ignore[assignment]
+
+T = TypeVar("T")
+
+HEADER: Final = struct.Struct(">2sBBI5Q")
+MAGIC: Final = b"AO"
+FORMAT: Final = 1
+COMPRESSED, ENCRYPTED, TAGGED, GRAVE = 1, 4, 8, 128
+
+#: What an entry weighs beyond its stored bytes: Redis's own structures and the books (measured, docs/data-model.md).
+#: Part of the namespace's identity: every process must count alike.
+OVERHEAD: Final = 384
+UNIT: Final = 64
+
+_COMPRESS_FROM = 1024
+#: What a stored kilobyte may grow to: a bomb must not fill the reader's memory.
+_LARGEST_VALUE = 256 << 20
+
+_PREAMBLE = struct.Struct(">cI")
+_JSON, _TEXT, _BYTES, _CODEC = b"j", b"s", b"b", b"c"
+_MAX_TAGS = 255
+
+
+class Corrupt(Exception):
+    """The bytes are not what this version writes."""
+
+
+class Codec(Protocol[T]):
+    """
+    How values of one type are written and read.
+
+    ``name`` stands in the entry: an entry written by another codec is a miss.  ``encode`` raises Uncacheable for
+    a value that would not come back as it was; whatever ``decode`` raises makes the entry a miss.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    def encode(self, value: T) -> bytes: ...  # noqa: D102
+    def decode(self, data: bytes) -> T: ...  # noqa: D102
+
+
+class Entry(NamedTuple):
+    """A stored entry, its header read."""
+
+    flags: int
+    generation: int
+    fence: int
+    created: int
+    fresh_until: int
+    retained_until: int
+    sequence: int
+    data: bytes
+
+    @property
+    def tags(self) -> list[bytes]:
+        """The hashes of the entry's tags, eight bytes each."""
+        if not self.flags & TAGGED or len(self.data) <= HEADER.size:
+            return []
+        end = HEADER.size + 1 + 8 * self.data[HEADER.size]
+        return [self.data[at : at + 8] for at in range(HEADER.size + 1, end, 8)]
+
+    @property
+    def payload(self) -> bytes:
+        """The payload: everything behind the header and the tags."""
+        start = HEADER.size
+        if self.flags & TAGGED:
+            start += 1 + 8 * self.data[start] if len(self.data) > start else 1
+        return self.data[start:]
+
+
+def parse(data: bytes) -> Entry | None:
+    """Return the entry in *data*, or None if it is a grave, another format's, or nobody's."""
+    if len(data) <= HEADER.size:
+        return None
+    magic, form, flags, generation, fence, created, fresh, retained, sequence = HEADER.unpack_from(data)
+    if magic != MAGIC or form != FORMAT or flags & (GRAVE | ENCRYPTED):
+        return None
+    return Entry(flags, generation, fence, created, fresh, retained, sequence, data)
+
+
+def tag_block(tags: tuple[bytes, ...]) -> bytes:
+    """Return the tags as they stand behind the header; nothing if there are none."""
+    if not tags:
+        return b""
+    if len(tags) > _MAX_TAGS:
+        raise ConfigurationError(f"{len(tags)} tags given: an entry carries at most {_MAX_TAGS}")
+    return bytes([len(tags)]) + b"".join(tags)
+
+
+def encode(value: object, codec: Codec[Any] | None, cost_ms: int) -> tuple[int, bytes]:
+    """Return flags and payload of *value*; raise Uncacheable if it would not come back as it is."""
+    kind, data = _write(value, codec)
+    flags = 0
+    if zstandard is not None and len(data) >= _COMPRESS_FROM:
+        packed = zstandard.ZstdCompressor(level=3).compress(data)
+        if len(packed) <= len(data) * 0.9:
+            flags, data = COMPRESSED, packed
+    return flags, _PREAMBLE.pack(kind, min(max(cost_ms, 0), 0xFFFFFFFF)) + data
+
+
+def decode(entry: Entry, codec: Codec[Any] | None) -> Any:
+    """Return the value of *entry*; raise Corrupt if it was not written by this codec, or not by us."""
+    payload = entry.payload if entry.flags & TAGGED else entry.data[HEADER.size :]
+    return decode_payload(entry.flags, payload, codec)
+
+
+def decode_payload(flags: int, payload: bytes, codec: Codec[Any] | None) -> Any:
+    """Return the value in *payload*; see ``decode``."""
+    if len(payload) < _PREAMBLE.size:
+        raise Corrupt("no preamble")
+    data = payload[_PREAMBLE.size :]
+    if flags & COMPRESSED:
+        data = _decompress(data)
+    return _read(payload[:1], data, codec)
+
+
+def _write(value: object, codec: Codec[Any] | None) -> tuple[bytes, bytes]:
+    if codec is not None:
+        name = codec.name.encode()
+        return _CODEC, bytes([len(name)]) + name + codec.encode(value)
+    if type(value) is str:
+        return _TEXT, value.encode("utf-8", "surrogatepass")
+    if type(value) is bytes:
+        return _BYTES, value
+    try:
+        return _JSON, ormsgpack.packb(value, option=_STRICT)
+    except TypeError as error:
+        raise Uncacheable(
+            f"value: {error}; store text, bytes or JSON-like values, or give a codec (askonce.Codec)"
+        ) from None
+
+
+#: Other types than JSON's are refused rather than changed on the way.  A tuple comes back as a list, as in JSON.
+_STRICT = (
+    ormsgpack.OPT_PASSTHROUGH_DATACLASS
+    | ormsgpack.OPT_PASSTHROUGH_DATETIME
+    | ormsgpack.OPT_PASSTHROUGH_ENUM
+    | ormsgpack.OPT_PASSTHROUGH_SUBCLASS
+    | ormsgpack.OPT_PASSTHROUGH_UUID
+)
+
+
+def _read(kind: bytes, data: bytes, codec: Codec[Any] | None) -> Any:
+    try:
+        if codec is not None:
+            name = codec.name.encode()
+            prefix = bytes([len(name)]) + name
+            if kind != _CODEC or not data.startswith(prefix):
+                raise Corrupt("written by another codec")
+            return codec.decode(data[len(prefix) :])
+        if kind == _JSON:
+            return ormsgpack.unpackb(data)
+        if kind == _TEXT:
+            return data.decode("utf-8", "surrogatepass")
+        if kind == _BYTES:
+            return data
+    except Corrupt:
+        raise
+    except Exception as error:  # the codec is the user's, the bytes are anybody's
+        raise Corrupt(f"{type(error).__qualname__}: {error}") from error
+    raise Corrupt(f"kind {kind!r}")
+
+
+def _decompress(data: bytes) -> bytes:
+    if zstandard is None:
+        raise Corrupt("compressed, and the extra 'zstd' is not installed")
+    try:
+        declared = zstandard.frame_content_size(data)
+        if not 0 <= declared <= _LARGEST_VALUE:
+            raise Corrupt(f"declares {declared} bytes")
+        return zstandard.ZstdDecompressor().decompress(data, max_output_size=_LARGEST_VALUE)
+    except zstandard.ZstdError as error:
+        raise Corrupt(str(error)) from error

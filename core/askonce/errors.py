@@ -1,0 +1,57 @@
+"""
+Every error that askonce raises on its own account.
+
+    AskonceError
+    ├── ConfigurationError    a wrong argument: raised where it is given, never later
+    │   └── MissingExtra      an optional package is not installed
+    ├── Uncacheable           a request or a value that cannot be keyed or stored without guessing
+    ├── NotCached             only_if_cached was asked for, and nothing can be served
+    ├── LeaderFailed          the caller elsewhere whose answer this call waited for has failed
+    └── BackendUnavailable    Redis did not answer in time, or answered with an error
+
+``BackendUnavailable`` reaches the caller only from a cache made with ``strict=True``; otherwise the call is made
+without the cache and counted.  An exception of the caller's own function is never wrapped.
+"""
+
+
+class AskonceError(Exception):
+    """Base of every error raised by askonce itself."""
+
+
+class ConfigurationError(AskonceError, ValueError):
+    """An argument is wrong: the message says what was given and what is allowed."""
+
+
+class MissingExtra(ConfigurationError, ImportError):
+    """An optional package is missing: the message names the extra that brings it."""
+
+
+class Uncacheable(AskonceError, TypeError):
+    """A request or value has no safe form in the cache: the message names the path to what is in the way."""
+
+
+class NotCached(AskonceError, LookupError):
+    """``only_if_cached`` was asked for and nothing can be served (RFC 9111, section 5.2.1.7)."""
+
+
+class LeaderFailed(AskonceError):
+    """
+    Another process computed this answer and failed; the failure is shared with those who waited for it.
+
+    ``error_type`` is the qualified name of the exception there.  Its text stays in that process: an error of a
+    provider may quote a credential.
+    """
+
+    def __init__(self, error_type: str) -> None:
+        super().__init__(
+            f"the process that computed this answer failed with {error_type}; "
+            "ask again to compute it here (the failure is not kept)"
+        )
+        self.error_type = error_type
+
+    def __reduce__(self) -> tuple[type["LeaderFailed"], tuple[str]]:
+        return type(self), (self.error_type,)
+
+
+class BackendUnavailable(AskonceError):
+    """Redis could not be reached within the deadline, or answered with an error."""

@@ -1,0 +1,196 @@
+"""
+How long an answer may be served.
+
+The lifetimes are those of HTTP caching: a freshness lifetime (RFC 9111, section 4.2) and the two windows behind it,
+stale-while-revalidate and stale-if-error (RFC 5861, sections 3 and 4).  Everything here is arithmetic on frozen
+values; the clock that it is judged by is the Redis server's.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from enum import Enum
+from typing import Any, TypeAlias
+
+from .errors import ConfigurationError
+
+#: Seconds, a ``timedelta``, or text such as ``"250ms"``, ``"90s"``, ``"15m"``, ``"24h"``, ``"7d"``.
+Duration: TypeAlias = float | str | timedelta
+
+#: Bytes, or text such as ``"64kb"``, ``"512mb"``, ``"2gb"`` (powers of 1024, as in redis.conf).
+Size: TypeAlias = int | str
+
+_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+_SIZE = re.compile(r"\s*(\d+)\s*(b|kb|mb|gb)\s*", re.IGNORECASE)
+_BYTES = {"b": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30}
+
+#: The books hold expiry times up to the year 2092 (see scripts/_books.lua); ten years stay well below.
+_LONGEST = 3650 * 86_400.0
+
+
+def seconds(name: str, value: Duration, *, at_least: float = 0.0) -> float:
+    """Return a duration in seconds, or raise ConfigurationError naming the argument *name*."""
+    result: float | None = None
+    if isinstance(value, timedelta):
+        result = value.total_seconds()
+    elif isinstance(value, str):
+        if match := _DURATION.fullmatch(value):
+            result = float(match[1]) * _SECONDS[match[2]]
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        result = float(value)
+    if result is None or math.isnan(result):
+        raise ConfigurationError(
+            f"{name}={value!r} is no duration: give seconds, a timedelta, or text such as '90s', '15m', '24h', '7d'"
+        )
+    if not at_least <= result <= _LONGEST:
+        raise ConfigurationError(f"{name}={value!r} is out of range: give {at_least:g} s to 3650 days")
+    return result
+
+
+def size(name: str, value: Size) -> int:
+    """Return a size in bytes, or raise ConfigurationError naming the argument *name*."""
+    result: int | None = None
+    if isinstance(value, str):
+        if match := _SIZE.fullmatch(value):
+            result = int(match[1]) * _BYTES[match[2].lower()]
+    elif isinstance(value, int) and not isinstance(value, bool):
+        result = value
+    if result is None or result < 1:
+        raise ConfigurationError(
+            f"{name}={value!r} is no size: give a positive number of bytes, or text such as '64kb', '512mb', '2gb'"
+        )
+    return result
+
+
+class Freshness(Enum):
+    """What an entry's age allows a reader to do."""
+
+    FRESH = "fresh"  # serve it
+    STALE = "stale"  # serve it, and refresh it behind the caller (RFC 5861, 3)
+    EXPIRED = "expired"  # serve it only if computing a new one fails (RFC 5861, 4)
+    DEAD = "dead"  # do not serve it
+
+
+class Refused(Exception):
+    """Admission refuses an answer; *reason* is a short word that it is counted by."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"not admitted: {reason}")
+        self.reason = reason
+
+
+#: Decides whether an answer is stored: returns None to store it under the call's lifetime, a duration to store it
+#: for that long, or raises Refused.  Whatever else it raises refuses too, and is counted as ``uncacheable``.
+Admit: TypeAlias = Callable[[Any], Duration | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """
+    Lifetimes and patience.
+
+    ``ttl`` is the freshness lifetime.  ``jitter`` shortens each lifetime by a random part of up to that fraction,
+    so that entries stored together do not expire together; an answer is never served as fresh longer than ``ttl``.
+    ``lease`` is how long a dead leader can hold others up, ``max_wait`` how long anyone waits for a living one
+    before making the call alone.
+    """
+
+    ttl: Duration = 86_400.0
+    stale_while_revalidate: Duration = 0.0
+    stale_if_error: Duration = 0.0
+    jitter: float = 0.0
+    lease: Duration = 10.0
+    max_wait: Duration = 120.0
+
+    def __post_init__(self) -> None:
+        for name, at_least in (
+            ("ttl", 0.001),
+            ("stale_while_revalidate", 0.0),
+            ("stale_if_error", 0.0),
+            ("lease", 0.05),
+            ("max_wait", 0.0),
+        ):
+            object.__setattr__(self, name, seconds(name, getattr(self, name), at_least=at_least))
+        jitter = self.jitter
+        if isinstance(jitter, bool) or not isinstance(jitter, int | float) or not 0.0 <= jitter < 1.0:
+            raise ConfigurationError(
+                f"jitter={jitter!r} is no fraction: give 0 (none) up to, not including, 1"
+            )
+
+    @classmethod
+    def short(cls) -> Policy:
+        """
+        Fifteen minutes: prompts that are being worked on, answers about things that move.
+
+        Costs the most calls: a question asked all day reaches the model up to 96 times.  Needs the least memory.
+        """
+        return cls(ttl="15m", stale_if_error="1h", jitter=0.1)
+
+    @classmethod
+    def medium(cls) -> Policy:
+        """
+        One day, refreshed behind the caller for another hour: most applications.
+
+        A question asked all day reaches the model once a day, and nobody waits for that call.
+        """
+        return cls(ttl="24h", stale_while_revalidate="1h", stale_if_error="24h", jitter=0.1)
+
+    @classmethod
+    def long(cls) -> Policy:
+        """
+        Thirty days: the key holds everything that the answer depends on (a hash of the code, a prompt version).
+
+        Costs memory instead of calls, and trust in the key: a changed model behind the same name is seen late.
+        """
+        return cls(ttl="30d", stale_while_revalidate="1d", stale_if_error="7d", jitter=0.1)
+
+    @property
+    def ttl_ms(self) -> int:
+        """The freshness lifetime in milliseconds, at least 1."""
+        return max(1, round(_float(self.ttl) * 1000))
+
+    @property
+    def window_ms(self) -> int:
+        """How long past its freshness an entry is retained: the longer of the two stale windows."""
+        return round(max(_float(self.stale_while_revalidate), _float(self.stale_if_error)) * 1000)
+
+    @property
+    def lease_ms(self) -> int:
+        """The time of a lease in milliseconds."""
+        return round(_float(self.lease) * 1000)
+
+    @property
+    def max_wait_s(self) -> float:
+        """How long to wait for another caller's answer, in seconds."""
+        return _float(self.max_wait)
+
+    def lifetime_ms(self, ttl_ms: int | None, draw: float) -> int:
+        """Return the freshness lifetime of one entry; *draw*, from 0 up to 1, decides its share of the jitter."""
+        full = self.ttl_ms if ttl_ms is None else ttl_ms
+        return max(1, round(full * (1.0 - self.jitter * draw)))
+
+    def judge(self, fresh_until_ms: int, now_ms: int) -> Freshness:
+        """Say what may be done with an entry that is fresh until *fresh_until_ms* (RFC 9111, 4.2; RFC 5861)."""
+        staleness = (now_ms - fresh_until_ms) / 1000
+        if staleness < 0:
+            return Freshness.FRESH
+        if staleness < _float(self.stale_while_revalidate):
+            return Freshness.STALE
+        if staleness < _float(self.stale_if_error):
+            return Freshness.EXPIRED
+        return Freshness.DEAD
+
+    def but(self, *, ttl: Duration) -> Policy:
+        """Return this policy with another ``ttl``."""
+        return replace(self, ttl=ttl)
+
+
+def _float(value: Duration) -> float:
+    """Name what ``__post_init__`` has made of every duration: seconds."""
+    assert isinstance(value, float)  # noqa: S101  narrows for the type checkers
+    return value

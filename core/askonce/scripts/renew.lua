@@ -1,0 +1,10 @@
+-- renew(keys=[k], args=[holder, lease_ms]) -> 1 renewed | 0 lost
+--
+-- Prolong a lease, every third of its time. holder = "<generation>:<fence>:<token>", the value of k.
+-- A lost lease stops nothing: the computation ends, and store judges it by its fence.
+
+local k, holder, lease_ms = KEYS[1], ARGV[1], ARGV[2]
+if redis.call("GET", k) == holder then
+  return redis.call("PEXPIRE", k, lease_ms)
+end
+return 0

@@ -1,0 +1,91 @@
+-- uses _books
+-- store(keys=[l, x, e, c, k, w, victim...],
+--       args=[generation, member, flags, sequence, body, ttl_ms, window_ms, max_entries, max_units, overhead,
+--             sweep, peek, fence, holder, publish, message, (member, score)...])
+--   -> {code, now_ms, swept, evicted, over, [member, score, ...]}
+--
+--   code  1  stored
+--         2  stored in place of another entry
+--        -1  refused: the entry there has a higher fence, so a later leader was faster
+--        -2  refused: larger than the whole partition may be
+--        -3  refused: the generation has moved, nobody could read it
+--   over  1  still over a limit: call trim with the victims named
+--
+-- Stores an entry, keeps the books, sweeps what has expired, evicts the victims that the last reply named, names
+-- the next ones, gives the lease back and wakes the waiters: one step, one round trip. The header is written here,
+-- so that every time in it is this server's.
+--
+-- body:   tags (if flag 8) and payload
+-- fence:  of the lease; "" for a store without a lease, which gets the next one here (last writer wins)
+-- holder: "<generation>:<fence>:<token>", or "" without a lease. A lost lease is no reason to refuse: with a lease
+--         shorter than the computation nothing would ever be stored.
+--
+-- Invariants: those of _books; a fence never falls; every SET has PX.
+
+local e, c, k, w = KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local generation, member, flags, sequence, body = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local ttl_ms, window_ms = tonumber(ARGV[6]), tonumber(ARGV[7])
+local max_entries, max_units, overhead = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
+local sweep_limit, peek, fence, holder = tonumber(ARGV[11]), tonumber(ARGV[12]), ARGV[13], ARGV[14]
+local publish, message = ARGV[15], ARGV[16]
+local EXACT = 9007199254740992 -- 2^53, see lease
+
+local held = redis.call("GET", k)
+
+-- Free the lease if it is ours (an empty tombstone if the answer may not be stored), wake who waits.
+local function land(tombstone_ms)
+  if not held and holder == "" then
+    return
+  end
+  if held == holder and tombstone_ms then
+    redis.call("SET", k, "!" .. string.match(holder, "^%d+:%d+:"), "PX", tombstone_ms)
+  elseif held == holder then
+    redis.call("DEL", k)
+  end
+  redis.call(publish, w, message)
+end
+
+if string.match(redis.call("GET", c) or "", "^(%d+):%d+$") ~= generation then
+  land()
+  return {-3, now, 0, 0, 0, {}}
+end
+
+local stored = 0
+local head = redis.pcall("GETRANGE", e, 0, 15)
+if type(head) == "string" and #head == 16 and string.sub(head, 1, 3) == "AO\1" then
+  stored = struct.unpack(">I8", head, 9)
+  if stored >= EXACT then
+    stored = 0
+  end
+end
+if fence == "" then
+  fence = math.max(stored + 1, clock[1] * 1000000 + clock[2])
+else
+  fence = tonumber(fence)
+  if stored > fence then
+    land()
+    return {-1, now, 0, 0, 0, {}}
+  end
+end
+
+local units = math.ceil((48 + #body + overhead) / 64)
+if units > max_units or units >= UNIT then
+  land(300)
+  return {-2, now, 0, 0, 0, {}}
+end
+
+local fresh_until = now + ttl_ms
+local retained_until = fresh_until + window_ms
+local header = struct.pack(">c3BI4I8I8I8I8I8", "AO\1", tonumber(flags), tonumber(generation), fence, now, fresh_until, retained_until, tonumber(sequence))
+redis.call("SET", e, header .. body, "PX", string.format("%.0f", ttl_ms + window_ms))
+local replaced = record(member, retained_until, units)
+redis.call("ZADD", l, now, member)
+land()
+if replaced and not held and holder == "" then
+  redis.call(publish, w, message)
+end
+
+local swept = sweep(sweep_limit)
+local evicted = evict(7, 17, max_entries, max_units)
+local over, victims = outlook(peek, max_entries, max_units)
+return {replaced and 2 or 1, now, swept, evicted, over, victims}

@@ -1,0 +1,1 @@
+"""askonce for LlamaIndex. Nothing is public yet: see CHANGELOG.md."""

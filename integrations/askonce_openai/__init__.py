@@ -1,0 +1,1 @@
+"""askonce for the OpenAI SDK. Nothing is public yet: see CHANGELOG.md."""

@@ -12,7 +12,9 @@ written is ``None`` or raises ``Corrupt``, which the caller takes for a miss.
 
 from __future__ import annotations
 
+import functools
 import struct
+import threading
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import ormsgpack
@@ -116,7 +118,7 @@ def encode(value: object, codec: Codec[Any] | None, cost_ms: int) -> tuple[int, 
     kind, data = _write(value, codec)
     flags = 0
     if zstandard is not None and len(data) >= _COMPRESS_FROM:
-        packed = zstandard.ZstdCompressor(level=3).compress(data)
+        packed = _contexts.compressor.compress(data)
         if len(packed) <= len(data) * 0.9:
             flags, data = COMPRESSED, packed
     return flags, _PREAMBLE.pack(kind, min(max(cost_ms, 0), 0xFFFFFFFF)) + data
@@ -185,6 +187,21 @@ def _read(kind: bytes, data: bytes, codec: Codec[Any] | None) -> Any:
     raise Corrupt(f"kind {kind!r}")
 
 
+class _Contexts(threading.local):
+    """zstd's contexts, one of each a thread: making them costs more than using them."""
+
+    @functools.cached_property
+    def compressor(self) -> zstandard.ZstdCompressor:
+        return zstandard.ZstdCompressor(level=3)
+
+    @functools.cached_property
+    def decompressor(self) -> zstandard.ZstdDecompressor:
+        return zstandard.ZstdDecompressor()
+
+
+_contexts = _Contexts()
+
+
 def _decompress(data: bytes) -> bytes:
     if zstandard is None:
         raise Corrupt("compressed, and the extra 'zstd' is not installed")
@@ -192,6 +209,6 @@ def _decompress(data: bytes) -> bytes:
         declared = zstandard.frame_content_size(data)
         if not 0 <= declared <= _LARGEST_VALUE:
             raise Corrupt(f"declares {declared} bytes")
-        return zstandard.ZstdDecompressor().decompress(data, max_output_size=_LARGEST_VALUE)
+        return _contexts.decompressor.decompress(data)
     except zstandard.ZstdError as error:
         raise Corrupt(str(error)) from error

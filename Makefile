@@ -1,0 +1,55 @@
+# Two commands matter: make demo, make test. Each sets up what it needs; "make help" lists the rest.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
+
+.PHONY: help demo test check bench drift fmt lock clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+demo: $(READY)  ## explain the standard library with four workers that share one cache (under a minute)
+	@$(BIN)/python -m examples.docgen $(ARGS)
+
+test: $(READY)  ## lint, format, types, import contracts, all tests; says what failed
+	@$(BIN)/python -m tests.checks $(ARGS)
+
+check: $(READY)  ## the same without the tests
+	@$(BIN)/python -m tests.checks --static
+
+bench: $(READY)  ## medians and ratios to a bare redis-py GET, interleaved in one run
+	@$(BIN)/python -m tests.benchmarks.bench $(ARGS)
+
+drift: $(READY)  ## the drift audit of the books, at full length on every promised server
+	@ASKONCE_DRIFT_SECONDS=20 $(BIN)/python -m pytest -q -s tests/contract/test_drift.py
+
+fmt: $(READY)  ## format, and fix what can be fixed
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+lock: $(READY)  ## resolve the pinned versions anew
+	@$(UV) pip compile --quiet --upgrade --no-emit-index-url --no-annotate --no-header --universal \
+	  --python-version 3.11 --extra langchain --extra openai --extra embedded --extra zstd --group dev \
+	  pyproject.toml --output-file requirements/dev.txt
+
+clean:  ## remove what the targets made
+	@rm -rf $(VENV) .tools .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist build
+
+# The development environment: pinned versions, and this package in place. No download but from the package index.
+$(READY): requirements/dev.txt pyproject.toml | $(UV)
+	@echo "setting up $(VENV) ..."
+	@$(UV) venv --quiet --allow-existing --no-python-downloads --python $(PYTHON) $(VENV)
+	@$(UV) pip sync --quiet --python $(BIN)/python requirements/dev.txt
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $(READY)
+
+.tools/bin/uv:
+	@echo "getting uv ..."
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --target .tools "uv>=0.8"

@@ -1,0 +1,180 @@
+"""
+What a call through askonce costs, beside a bare redis-py GET of the same answer: ``make bench``.
+
+Every round times each variant once, in random order, so that what else the machine does meets all of them alike.
+Printed are medians over the rounds and their ratio to the median of the bare GET of the same colour: an absolute time
+proves nothing on a shared machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import redis
+import redis.asyncio
+from langchain_core.outputs import Generation
+
+from askonce import AsyncCache, Cache
+from askonce_langchain import AskonceCache
+from tests.servers import Server, promised
+
+ANSWER = "".join(random.Random(1).choices("abcdefghij klmnop", k=2048))
+QUESTION = "Explain what this function does, step by step, and name its edge cases. "
+LLM_STRING = "[('_type', 'fake'), ('model', 'gpt-4o-mini'), ('temperature', 0.7)]"
+
+
+def request(number: int) -> dict[str, Any]:
+    """Return a chat request of 1.5 KB, as an application would make it."""
+    return {
+        "model": "gpt-4o-mini",
+        "temperature": 0.7,
+        "max_tokens": 512,
+        "messages": [
+            {"role": "system", "content": "You are a careful technical writer. " * 8},
+            {"role": "user", "content": f"{number}: " + QUESTION * 14},
+        ],
+        "tools": [{"type": "function", "function": {"name": "lookup", "parameters": {"type": "object"}}}],
+        "stop": None,
+    }
+
+
+def measure(variants: dict[str, Callable[[int], object]], rounds: int, calls: int) -> dict[str, float]:
+    """Return the median seconds a call of each variant, interleaved."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(rounds):
+        for name in random.sample(list(variants), len(variants)):
+            call = variants[name]
+            start = time.perf_counter()
+            for number in range(calls):
+                call(number)
+            times[name].append((time.perf_counter() - start) / calls)
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+async def ameasure(
+    variants: dict[str, Callable[[int], Awaitable[object]]], at_once: int, rounds: int, calls: int
+) -> dict[str, float]:
+    """Return the median seconds a call of each variant with *at_once* callers, interleaved."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(rounds):
+        for name in random.sample(list(variants), len(variants)):
+            call = variants[name]
+
+            async def worker(call: Callable[[int], Awaitable[object]] = call) -> None:
+                for number in range(max(1, calls // at_once)):
+                    await call(number)
+
+            start = time.perf_counter()
+            await asyncio.gather(*[worker() for _ in range(at_once)])
+            times[name].append((time.perf_counter() - start) / (at_once * max(1, calls // at_once)))
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def report(title: str, medians: dict[str, float], base: str) -> None:
+    """Print medians in microseconds and ratios to *base*."""
+    print(f"\n{title}")
+    for name, median in medians.items():
+        print(f"  {name:46s} {median * 1e6:8.1f} us   x{median / medians[base]:.2f}")
+
+
+def sync_part(server: Server, rounds: int) -> None:
+    """Hit, store, miss, LangChain and the fingerprint, by threads."""
+    client = redis.Redis.from_url(server.url)
+    cache = Cache(server.url, namespace="bench", max_entries=1_000_000, max_bytes="8gb")
+    at_bound = Cache(server.url, namespace="bound", max_entries=200, max_bytes="8gb")
+    chains = AskonceCache(Cache(server.url, namespace="chains"))
+    requests = [request(number) for number in range(200)]
+    body, answer = ANSWER.encode(), [Generation(text=ANSWER)]
+    prompts = [f"{number}: " + QUESTION * 14 for number in range(200)]
+    for number in range(200):
+        client.set(f"bare:{number}", body)
+        cache.store(requests[number], ANSWER)
+        at_bound.store(requests[number], ANSWER)
+        chains.update(prompts[number], LLM_STRING, answer)
+    fresh = iter(range(10**9))
+    absent = iter(range(10**9, 2 * 10**9))
+    medians = measure(
+        {
+            "redis-py GET": lambda n: client.get(f"bare:{n}"),
+            "lookup, hit": lambda n: cache.lookup(requests[n]),
+            "get_or_compute, hit": lambda n: cache.get_or_compute(requests[n], str),
+            "lookup, miss": lambda _: cache.lookup({"n": next(absent)}),
+            "fingerprint of a 1.5 KB request": lambda n: cache._fingerprints.of(requests[n]),
+            "LangChain lookup, hit": lambda n: chains.lookup(prompts[n], LLM_STRING),
+            "LangChain update": lambda n: chains.update(prompts[n], LLM_STRING, answer),
+            "redis-py SET PX": lambda n: client.set(f"bare:{n}", body, px=86_400_000),
+            "store, below the bound": lambda _: cache.store({"n": next(fresh)}, ANSWER),
+            "store, at the bound, one eviction": lambda _: at_bound.store({"n": next(fresh)}, ANSWER),
+        },
+        rounds,
+        200,
+    )
+    report("threads: one caller", medians, "redis-py GET")
+    ratio = medians["store, below the bound"] / medians["redis-py SET PX"]
+    bound = medians["store, at the bound, one eviction"] / medians["redis-py SET PX"]
+    print(f"  store against SET PX: below the bound x{ratio:.2f}, at the bound x{bound:.2f}")
+    for one in (cache, at_bound, chains.cache):
+        one.close()
+
+
+async def async_part(server: Server, rounds: int) -> None:
+    """Hits by asyncio, one and 64 at once."""
+    client = redis.asyncio.Redis.from_url(server.url, max_connections=100)
+    cache = AsyncCache(server.url, namespace="abench")
+    requests = [request(number) for number in range(200)]
+    for number in range(200):
+        await client.set(f"bare:{number}", ANSWER)
+        await cache.store(requests[number], ANSWER)
+    for at_once in (1, 64):
+        medians = await ameasure(
+            {
+                "redis-py asyncio GET": lambda n: client.get(f"bare:{n % 200}"),
+                "lookup, hit": lambda n: cache.lookup(requests[n % 200]),
+            },
+            at_once,
+            rounds,
+            640,
+        )
+        report(f"asyncio: {at_once} at once (time a call; throughput is its inverse)", medians, "redis-py asyncio GET")
+    await client.aclose()
+    await cache.aclose()
+
+
+def memory_part(server: Server) -> None:
+    """Bytes of Redis an entry of 2 KB, all keys of the namespace counted, against what the books say."""
+    client = redis.Redis.from_url(server.url)
+    client.flushall()
+    cache = Cache(server.url, namespace="memory", max_entries=1_000_000)
+    cache.store("warm", "up")
+    before, books, count = client.info("memory")["used_memory"], cache.usage().bytes, 20_000
+    for number in range(count):
+        cache.store({"n": number}, os.urandom(2048))  # nothing to compress
+    used = (client.info("memory")["used_memory"] - before) / count
+    counted = (cache.usage().bytes - books) / count
+    print(f"\nmemory: {used:.0f} bytes an entry of 2 KB in {server.name}; the books count {counted:.0f}")
+    cache.close()
+
+
+def main() -> None:
+    """Run all parts on each promised server."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--server", choices=sorted(promised()), action="append")
+    options = parser.parse_args()
+    for name in options.server or sorted(promised()):
+        with Server(promised()[name], name=name) as server:
+            print(f"\n=== {name}, redis-py {redis.__version__}, {options.rounds} interleaved rounds")
+            sync_part(server, options.rounds)
+            asyncio.run(async_part(server, options.rounds))
+            memory_part(server)
+
+
+if __name__ == "__main__":
+    main()

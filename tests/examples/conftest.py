@@ -1,0 +1,6 @@
+"""The examples are run from the root of the repository, as their users do."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))

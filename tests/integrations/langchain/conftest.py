@@ -1,0 +1,200 @@
+"""The real OpenAI clients of langchain-openai over a canned transport: no network, every request kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import httpx
+import pytest
+from langchain_core.caches import BaseCache
+from langchain_core.outputs import Generation
+from langchain_openai import ChatOpenAI, OpenAI
+
+USAGE = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+
+
+class Strings(BaseCache):
+    """A cache that never hits and keeps the two strings that LangChain gives it."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+        self.answers: list[Sequence[Generation]] = []
+
+    def lookup(self, prompt: str, llm_string: str) -> None:
+        self.asked.append((prompt, llm_string))
+
+    def update(self, prompt: str, llm_string: str, return_val: Sequence[Generation]) -> None:
+        self.answers.append(return_val)
+
+    def clear(self, **kwargs: Any) -> None:
+        self.asked.clear()
+
+
+class Provider:
+    """Answers as OpenAI does, each answer with a number of its own; ``respond`` may be replaced."""
+
+    def __init__(self) -> None:
+        self.requests: list[dict[str, Any]] = []
+        self.respond: Callable[[dict[str, Any], int], dict[str, Any]] = self._answer
+
+    @property
+    def calls(self) -> int:
+        return len(self.requests)
+
+    def chat(self, cache: BaseCache | bool | None = None, **kwargs: Any) -> ChatOpenAI:
+        return ChatOpenAI(**{"model": "gpt-x", **self._common(), **kwargs}, cache=cache)
+
+    def completion(self, cache: BaseCache | bool | None = None, **kwargs: Any) -> OpenAI:
+        return OpenAI(**{"model": "gpt-instruct", **self._common(), **kwargs}, cache=cache)
+
+    def strings(self, question: Any = "q", *, completion: bool = False, **kwargs: Any) -> tuple[str, str]:
+        """What LangChain tells a cache about *question*; ``call`` holds arguments of the call."""
+        cache, call = Strings(), kwargs.pop("call", {})
+        model = (self.completion if completion else self.chat)(cache, **kwargs)
+        model.invoke(question, **call)
+        return cache.asked[0]
+
+    def _common(self) -> dict[str, Any]:
+        transport = httpx.MockTransport(self._handle)
+        return {
+            "api_key": "sk-SECRET",
+            "max_retries": 0,
+            "http_client": httpx.Client(transport=transport),
+            "http_async_client": httpx.AsyncClient(transport=transport),
+        }
+
+    def _handle(self, request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content)
+        self.requests.append(body)
+        number = self.calls
+        if request.url.path.endswith("/responses"):
+            whole = _response(body, number)
+            return _events(_response_events(whole)) if body.get("stream") else httpx.Response(200, json=whole)
+        if body.get("stream"):
+            return _events(_chunks(body, number))
+        return httpx.Response(200, json=self.respond(body, number))
+
+    def _answer(self, body: dict[str, Any], number: int) -> dict[str, Any]:
+        several = range(body.get("n") or 1)
+        whole = {
+            "id": f"chatcmpl-{number}",
+            "object": "chat.completion",
+            "created": 1,
+            "model": body["model"],
+        }
+        if "prompt" in body:
+            prompts = body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]]
+            choices = [
+                {"text": f"text {number}-{index}", "index": index, "finish_reason": "stop", "logprobs": None}
+                for index in range(len(prompts) * len(several))
+            ]
+            return {**whole, "object": "text_completion", "choices": choices, "usage": USAGE}
+        choices = [
+            {
+                "index": index,
+                "message": _message(body, number, index),
+                "finish_reason": "stop",
+                "logprobs": None,
+            }
+            for index in several
+        ]
+        return {**whole, "choices": choices, "usage": USAGE}
+
+
+def _message(body: dict[str, Any], number: int, index: int) -> dict[str, Any]:
+    if body.get("tools") and body["messages"][-1]["role"] != "tool":
+        return {"role": "assistant", "content": None, "tool_calls": [_tool_call(body, number)]}
+    if (body.get("response_format") or {}).get("type") == "json_schema":
+        return {"role": "assistant", "content": '{"when": "2025-01-01T00:00:00Z", "cityName": "Rome"}'}
+    return {"role": "assistant", "content": f"answer {number}-{index}"}
+
+
+def _tool_call(body: dict[str, Any], number: int) -> dict[str, Any]:
+    function = {"name": body["tools"][0]["function"]["name"], "arguments": '{"a": 1}'}
+    return {"id": f"call_{number}", "type": "function", "function": function}
+
+
+def _chunks(body: dict[str, Any], number: int) -> Iterator[dict[str, Any]]:
+    def chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+        choices = [{"index": 0, "delta": delta, "finish_reason": finish}]
+        whole = {"id": f"chatcmpl-{number}", "object": "chat.completion.chunk", "created": 1}
+        return {**whole, "model": body["model"], "choices": choices}
+
+    yield chunk({"role": "assistant", "content": ""})
+    if body.get("tools"):
+        yield chunk({"tool_calls": [{**_tool_call(body, number), "index": 0}]})
+        yield chunk({}, "tool_calls")
+    else:
+        for text in ("answer ", f"{number}-0"):
+            yield chunk({"content": text})
+        yield chunk({}, "stop")
+
+
+def _response(body: dict[str, Any], number: int) -> dict[str, Any]:
+    """An answer of the Responses API: a thought, then a message."""
+    thought = {
+        "id": f"rs_{number}",
+        "type": "reasoning",
+        "summary": [{"type": "summary_text", "text": "think"}],
+        "encrypted_content": "xyz",
+    }
+    text = {"type": "output_text", "text": f"answer {number}", "annotations": []}
+    message = {
+        "id": f"msg_{number}",
+        "type": "message",
+        "role": "assistant",
+        "status": "completed",
+        "content": [text],
+    }
+    return {
+        "id": f"resp_{number}",
+        "object": "response",
+        "created_at": 1,
+        "model": body["model"],
+        "status": "completed",
+        "output": [thought, message],
+        "parallel_tool_calls": True,
+        "tool_choice": "auto",
+        "tools": [],
+        "usage": {
+            "input_tokens": 10,
+            "output_tokens": 5,
+            "total_tokens": 15,
+            "input_tokens_details": {"cached_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": 2},
+        },
+    }
+
+
+def _response_events(whole: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    thought, message = whole["output"]
+    text = message["content"][0]
+    to = {"item_id": message["id"], "output_index": 1, "content_index": 0}
+    events: list[dict[str, Any]] = [
+        {
+            "type": "response.created",
+            "response": {**whole, "status": "in_progress", "output": [], "usage": None},
+        },
+        {"type": "response.output_item.added", "output_index": 0, "item": {**thought, "summary": []}},
+        {"type": "response.output_item.done", "output_index": 0, "item": thought},
+        {"type": "response.output_item.added", "output_index": 1, "item": {**message, "content": []}},
+        {"type": "response.content_part.added", **to, "part": {**text, "text": ""}},
+        {"type": "response.output_text.delta", **to, "delta": text["text"], "logprobs": []},
+        {"type": "response.output_item.done", "output_index": 1, "item": message},
+        {"type": "response.completed", "response": whole},
+    ]
+    for number, event in enumerate(events):
+        yield {**event, "sequence_number": number}
+
+
+def _events(events: Iterator[dict[str, Any]]) -> httpx.Response:
+    lines = [b"data: " + json.dumps(event).encode() for event in events]
+    content = b"\n\n".join([*lines, b"data: [DONE]", b""])
+    return httpx.Response(200, headers={"content-type": "text/event-stream"}, content=content)
+
+
+@pytest.fixture
+def provider() -> Provider:
+    return Provider()

@@ -1,0 +1,105 @@
+"""
+Which answers are worth keeping.
+
+An answer that is empty, refused, filtered, broken or cut short is given to the caller once; stored, it would be
+given to everybody until it expires.  One such answer among several refuses them all: LangChain asks for all of them
+together.  The rules read what the providers report, each in its own words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGeneration, Generation
+
+# What a provider's reason for ending an answer contains, in any case -> why such an answer is not kept.
+_REASONS: Final = (
+    ("filter", "filtered"),
+    ("safety", "filtered"),
+    ("recitation", "filtered"),
+    ("blocklist", "filtered"),
+    ("prohibited", "filtered"),  # Google: PROHIBITED_CONTENT
+    ("spii", "filtered"),  # Google: personal data
+    ("guardrail", "filtered"),  # Bedrock: guardrail_intervened
+    ("refusal", "refused"),
+    ("error", "failed"),
+    ("malformed", "failed"),  # Google: MALFORMED_FUNCTION_CALL
+    ("pause", "incomplete"),  # Anthropic: pause_turn
+    ("length", "truncated"),
+    ("max_tokens", "truncated"),
+    ("max_output_tokens", "truncated"),  # OpenAI Responses: incomplete_details
+    ("context_window", "truncated"),  # Anthropic: model_context_window_exceeded
+)
+_REPORTED_AS: Final = ("finish_reason", "stop_reason", "done_reason", "stopReason")
+# Thoughts alone answer nothing.
+_THOUGHTS: Final = frozenset({"reasoning", "reasoning_content", "redacted_thinking", "thinking"})
+_NO_ANSWER: Final = _THOUGHTS | {"parsed", "refusal"}
+
+
+def refusal(generations: Sequence[Generation]) -> str | None:
+    """Return why *generations* are not stored, in one word; None if they are."""
+    if not generations:
+        return "empty"
+    return next((why for why in map(_refusal, generations) if why is not None), None)
+
+
+def _refusal(generation: Generation) -> str | None:
+    if not isinstance(generation, ChatGeneration):
+        return _ended_badly(generation.generation_info) or (None if generation.text.strip() else "empty")
+    message = generation.message
+    if isinstance(message, AIMessage) and message.invalid_tool_calls:
+        return "invalid_tool_calls"
+    if message.additional_kwargs.get("refusal") or any(map(_is_refusal, _blocks(message))):
+        return "refused"
+    if why := _ended_badly(generation.generation_info) or _ended_badly(message.response_metadata):
+        return why
+    return None if _says_something(message) else "empty"
+
+
+def _ended_badly(report: Mapping[str, Any] | None) -> str | None:
+    if not report:
+        return None
+    for name in _REPORTED_AS:
+        if why := _judge(report.get(name)):
+            return why
+    if str(report.get("status") or "completed").lower() == "completed":
+        return None
+    details = report.get("incomplete_details")
+    return _judge(details.get("reason") if isinstance(details, Mapping) else None) or "incomplete"
+
+
+def _judge(reason: object) -> str | None:
+    if reason is None:
+        return None
+    said = str(reason).lower()
+    return next((why for word, why in _REASONS if word in said), None)
+
+
+def _says_something(message: BaseMessage) -> bool:
+    if isinstance(message.content, str) and message.content.strip():
+        return True
+    if isinstance(message, AIMessage) and message.tool_calls:
+        return True
+    if any(map(_is_answer, _blocks(message))):
+        return True
+    # Older forms of an answer: function_call, audio, tool_outputs.
+    return any(value for name, value in message.additional_kwargs.items() if name not in _NO_ANSWER)
+
+
+def _blocks(message: BaseMessage) -> Iterator[Mapping[str, Any]]:
+    if isinstance(message.content, list):
+        for block in message.content:
+            yield {"type": "text", "text": block} if isinstance(block, str) else block
+
+
+def _is_answer(block: Mapping[str, Any]) -> bool:
+    if block.get("type") in _THOUGHTS:
+        return False
+    return bool(block["text"].strip()) if isinstance(block.get("text"), str) else True
+
+
+def _is_refusal(block: Mapping[str, Any]) -> bool:
+    held = block.get("value") if block.get("type") == "non_standard" else None  # LangChain's v1 form
+    return block.get("type") == "refusal" or (isinstance(held, Mapping) and "refusal" in held)

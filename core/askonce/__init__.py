@@ -23,9 +23,9 @@ from .errors import (
     Uncacheable,
 )
 from .keys import Difference, Explanation, Request, Verbatim
-from .policy import Admit, Duration, Freshness, Policy, Refused, Size
+from .policy import Admit, Duration, Freshness, Hot, Policy, Refused, Size
 from .served import Served, Source
-from .stats import Stats, Usage
+from .stats import Event, Stats, Usage
 
 __all__ = [
     "Admit",
@@ -38,8 +38,10 @@ __all__ = [
     "ConfigurationError",
     "Difference",
     "Duration",
+    "Event",
     "Explanation",
     "Freshness",
+    "Hot",
     "LeaderFailed",
     "Lease",
     "MissingExtra",

@@ -36,7 +36,7 @@ from ._view import View, memo_request
 from ._wire.commands import answer, checked, is_unknown_script, pack, pack_load, pack_script
 from .control import NONE, current
 from .entry import Codec
-from .errors import BackendUnavailable, ConfigurationError
+from .errors import BackendUnavailable, ConfigurationError, Unfit
 from .keys import Explanation, tag_hash
 from .policy import Admit, Duration
 from .served import AnyServed, Served
@@ -338,7 +338,8 @@ class Cache(View):
                     waiter.woken.result(seconds)
                 return time.monotonic() - start
             case Detach(program):
-                self._namespace.background.submit(self._run, program, call)
+                with contextlib.suppress(RuntimeError):  # the interpreter is shutting down
+                    self._namespace.background.submit(self._run, program, call)
                 return None
             case _:
                 assert_never(effect)
@@ -360,7 +361,12 @@ class Cache(View):
         if is_unknown_script(replies):
             before = time.monotonic()
             replies = self._exchange(pack_load(effect.script) + packed, 2)[1:]
-        result = answer(effect.script, replies[0])
+        try:
+            result = answer(effect.script, replies[0])
+        except Unfit as error:
+            self._namespace.unfit(error)
+            self._namespace.held.drop()
+            raise
         self._namespace.clock.note(result, before, time.monotonic())
         return result
 

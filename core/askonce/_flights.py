@@ -23,16 +23,18 @@ class Landed(NamedTuple):
     payload: bytes | None
     value: Any
     ttl: float
+    fence: int = 0  # of the lease it was computed under; 0 without one
 
 
 class Flight:
     """One computation under way.  ``home`` is what must not block for it: the leader's event loop, if any."""
 
-    __slots__ = ("future", "home", "key")
+    __slots__ = ("fence", "future", "home", "key")
 
     def __init__(self, key: Key, home: object) -> None:
         self.key = key
         self.home = home
+        self.fence = 0  # of the leader's lease, once it has one
         #: Landed; None if the leader gave up, so that a follower leads next; or the leader's error.
         self.future: Future[Landed | None] = Future()
 
@@ -46,10 +48,15 @@ class Flights:
         self._lock = RLock()  # re-entrant: the garbage collector may land an abandoned flight at any time
         self._flights: dict[Key, Flight] = {}
 
-    def board(self, key: Key, home: object = None) -> tuple[Flight, bool]:
-        """Return the key's flight, and whether the caller is to lead it."""
+    def board(self, key: Key, home: object = None, least: int = 0) -> tuple[Flight, bool]:
+        """
+        Return the key's flight, and whether the caller is to lead it.
+
+        A flight whose fence is below *least* began before an invalidation: nobody joins it any more.
+        """
         with self._lock:
-            if (flight := self._flights.get(key)) is not None:
+            flight = self._flights.get(key)
+            if flight is not None and not 0 < flight.fence < least:
                 return flight, False
             flight = self._flights[key] = Flight(key, home)
             return flight, True

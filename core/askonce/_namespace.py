@@ -7,6 +7,7 @@ are views of one ``Namespace``, so that they coalesce, count and break together.
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import time
@@ -32,14 +33,16 @@ from ._wire.multiplexed import Multiplexers
 from ._wire.renewals import Renewals
 from .control import Control, checked_tags
 from .entry import UNIT, Codec, Corrupt, decode, decode_payload, encode, parse
-from .errors import BackendUnavailable, ConfigurationError
+from .errors import BackendUnavailable, ConfigurationError, Unfit
 from .keys import Names, check_namespace, partition_tags, tag_hash
-from .policy import Admit, Duration, Freshness, Policy, Size, seconds, size
+from .policy import Admit, Duration, Freshness, Policy, Refused, Size, seconds, size
 from .scripts import RELEASE, RENEW, Arg, Script
 from .served import AnyServed, Served, Source
-from .stats import Counters
+from .stats import Counters, Event
 
 R = TypeVar("R")
+
+_log = logging.getLogger("askonce")
 
 #: How often a process adds its counters to the fleet's, in the write of something else.
 _FLUSH_S: Final = 1.0
@@ -61,6 +64,7 @@ class Settings:
     max_bytes: int
     deadline: float
     strict: bool
+    on_event: Callable[[Event], object] | None = None
 
     @classmethod
     def checked(
@@ -73,6 +77,7 @@ class Settings:
         max_bytes: Size,
         deadline: Duration,
         strict: bool,
+        on_event: Callable[[Event], object] | None = None,
     ) -> Settings:
         """Return the settings, or raise ConfigurationError with what was given and what is allowed."""
         if url is not None and client is not None:
@@ -98,6 +103,7 @@ class Settings:
             max_bytes=bound,
             deadline=seconds("deadline", deadline, at_least=0.001),
             strict=strict,
+            on_event=on_event,
         )
 
     def endpoint(self) -> Endpoint:
@@ -117,12 +123,20 @@ class Call:
 
     def encode(self, value: Any, cost_ms: int) -> Encoded:
         """Perform ``Encode``."""
-        ttl_ms = None
-        if self.admit is not None:
-            ttl = self.admit(value)
-            ttl_ms = None if ttl is None else round(seconds("ttl", ttl, at_least=0.001) * 1000)
+        ttl_ms = self._admitted(value)
         flags, payload = encode(value, self.codec, cost_ms)
         return Encoded(flags, payload, ttl_ms)
+
+    def _admitted(self, value: Any) -> int | None:
+        if self.admit is None:
+            return None
+        try:
+            ttl = self.admit(value)
+            return None if ttl is None else round(seconds("ttl", ttl, at_least=0.001) * 1000)
+        except Refused:
+            raise
+        except Exception as error:
+            raise Refused(f"admission failed: {type(error).__qualname__}") from error
 
     def decode(self, flags: int, payload: bytes) -> Any:
         """Perform ``Decode``; what the caller cannot use counts as unreadable."""
@@ -188,7 +202,7 @@ class Namespace:
             max_units=settings.max_bytes // UNIT // len(tags),
             strict=settings.strict,
         )
-        self.breaker = Breaker()
+        self.breaker = Breaker(self.endpoint.label, self._tell)
         self.held = HeldConnections(self.endpoint, settings.deadline, self.breaker)
         self.multiplexers = Multiplexers(self.endpoint, settings.deadline, self.breaker)
         self.listener = self._new_listener()
@@ -204,6 +218,21 @@ class Namespace:
         self.__dict__.pop("background", None)
         self._start()
 
+    def unfit(self, error: Unfit) -> None:
+        """Note a server that answers and cannot serve: a replica, one that loads, a permission that is missing."""
+        self.breaker.failed(str(error), for_long="NOPERM" in str(error) or "NOAUTH" in str(error))
+
+    def _tell(self, event: Event) -> None:
+        if event.kind == "breaker-opened":
+            _log.warning("%s: not asked for %.1f s: %s", event.server, event.pause, event.reason)
+        else:
+            _log.info("%s: %s", event.server, event.reason)
+        if self.settings.on_event is not None:
+            try:
+                self.settings.on_event(event)
+            except Exception:  # noqa: BLE001  a listener's error is not the caller's
+                _log.exception("on_event failed")
+
     @cached_property
     def background(self) -> ThreadPoolExecutor:
         """The threads that run what the sync driver detaches."""
@@ -215,7 +244,7 @@ class Namespace:
             background.shutdown(wait=True)
         self.listener.close()
         self.listener = self._new_listener()
-        self.held.close()
+        self.held.drop()
 
     def _new_listener(self) -> Listener:
         channels = tuple(partition.names.w for partition in self.state.partitions)
@@ -251,6 +280,8 @@ class Namespace:
     ) -> AnyServed | None:
         """Return a fresh entry without tags, served and counted; None leaves everything to the program."""
         data, word = fetched.entries[0], part.word
+        if policy.hot is not None or policy.early:  # uses are counted, chances drawn
+            return None
         if data is None or word is None or fetched.word != word.raw or word.prefix != prefix:
             return None
         entry = parse(data)
@@ -311,6 +342,7 @@ class Namespace:
             share_errors=share_errors,
             index=index,
             home=home,
+            now_ms=self.clock.now_ms(),
             leading=leading.get(),
         )
 
@@ -374,7 +406,7 @@ class Namespace:
                 continue
             self.renewals.discard(held.grant.renewal(held.wanted))
             names, digest = held.wanted.partition.names, held.wanted.digest
-            args = (held.grant.holder, 0, b"", self.state.publish, b"d" + digest)
+            args = (held.grant.holder, 0, b"", held.wanted.partition.publish, b"d" + digest)
             self._invoke(RELEASE, (names.k + digest, names.w), args)
 
     def _renew(self, renewal: Renewal) -> bool:

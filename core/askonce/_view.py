@@ -18,6 +18,7 @@ from .entry import Codec
 from .errors import ConfigurationError
 from .keys import PLAIN, Explanation, Fingerprints, Request, differences, visible
 from .policy import Admit, Duration, Policy, Size
+from .stats import Event
 
 V = TypeVar("V", bound="View")
 
@@ -43,6 +44,7 @@ class View:
         admit: Admit | None = None,
         client: object = None,
         strict: bool = False,
+        on_event: Callable[[Event], object] | None = None,
     ) -> None:
         """
         Make a cache.  Connects to nothing; a wrong argument raises ConfigurationError.
@@ -53,7 +55,8 @@ class View:
         ``max_entries``, ``max_bytes``: bounds of the namespace in Redis, kept by evicting the least recently used.
         ``deadline``: the most that Redis may add to a call, in seconds; then the cache steps aside.
         ``admit``: decides what is stored, see ``askonce.Admit``.  ``strict``: raise BackendUnavailable instead of
-        doing without the cache (tests, migrations).
+        doing without the cache (tests, migrations).  ``on_event`` hears of what an operator wants to know, see
+        ``askonce.Event``; it is called from any thread and must not block.
         """
         if not isinstance(version, str):
             raise ConfigurationError(
@@ -69,6 +72,7 @@ class View:
             max_bytes=max_bytes,
             deadline=deadline,
             strict=strict,
+            on_event=on_event,
         )
         self._namespace = Namespace(settings)
         self._fingerprints = Fingerprints(version, {})

@@ -12,7 +12,6 @@ written is ``None`` or raises ``Corrupt``, which the caller takes for a miss.
 
 from __future__ import annotations
 
-import functools
 import struct
 import threading
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
@@ -20,11 +19,6 @@ from typing import Any, Final, NamedTuple, Protocol, TypeVar
 import ormsgpack
 
 from .errors import ConfigurationError, Uncacheable
-
-try:
-    import zstandard
-except ImportError:  # compression comes with the extra "zstd"; what was stored compressed is then a miss
-    zstandard = None  # type: ignore[assignment]
 
 T = TypeVar("T")
 
@@ -94,6 +88,11 @@ class Entry(NamedTuple):
         return self.data[start:]
 
 
+def cost_ms(payload: bytes) -> int:
+    """Return what the value in *payload* took to compute, in milliseconds; 0 if it does not say."""
+    return int(_PREAMBLE.unpack_from(payload)[1]) if len(payload) >= _PREAMBLE.size else 0
+
+
 def parse(data: bytes) -> Entry | None:
     """Return the entry in *data*, or None if it is a grave, another format's, or nobody's."""
     if len(data) <= HEADER.size:
@@ -102,6 +101,11 @@ def parse(data: bytes) -> Entry | None:
     if magic != MAGIC or form != FORMAT or flags & (GRAVE | ENCRYPTED):
         return None
     return Entry(flags, generation, fence, created, fresh, retained, sequence, data)
+
+
+def is_grave(data: bytes) -> bool:
+    """Return whether *data* is what an invalidation leaves behind."""
+    return len(data) == HEADER.size and data[:3] == MAGIC + bytes([FORMAT]) and bool(data[3] & GRAVE)
 
 
 def tag_block(tags: tuple[bytes, ...]) -> bytes:
@@ -117,8 +121,8 @@ def encode(value: object, codec: Codec[Any] | None, cost_ms: int) -> tuple[int, 
     """Return flags and payload of *value*; raise Uncacheable if it would not come back as it is."""
     kind, data = _write(value, codec)
     flags = 0
-    if zstandard is not None and len(data) >= _COMPRESS_FROM:
-        packed = _contexts.compressor.compress(data)
+    if _zstd is not None and len(data) >= _COMPRESS_FROM:
+        packed = _zstd.compress(data)
         if len(packed) <= len(data) * 0.9:
             flags, data = COMPRESSED, packed
     return flags, _PREAMBLE.pack(kind, min(max(cost_ms, 0), 0xFFFFFFFF)) + data
@@ -187,28 +191,36 @@ def _read(kind: bytes, data: bytes, codec: Codec[Any] | None) -> Any:
     raise Corrupt(f"kind {kind!r}")
 
 
-class _Contexts(threading.local):
+class _Zstd(threading.local):
     """zstd's contexts, one of each a thread: making them costs more than using them."""
 
-    @functools.cached_property
-    def compressor(self) -> zstandard.ZstdCompressor:
-        return zstandard.ZstdCompressor(level=3)
+    def __init__(self) -> None:
+        import zstandard  # noqa: PLC0415  an extra
 
-    @functools.cached_property
-    def decompressor(self) -> zstandard.ZstdDecompressor:
-        return zstandard.ZstdDecompressor()
+        self.error = zstandard.ZstdError
+        self.compress = zstandard.ZstdCompressor(level=3).compress
+        self.decompress = zstandard.ZstdDecompressor().decompress
+        self.size_of = zstandard.frame_content_size
 
 
-_contexts = _Contexts()
+def _load_zstd() -> _Zstd | None:
+    # Compression comes with the extra "zstd"; without it, what was stored compressed is a miss.
+    try:
+        return _Zstd()
+    except ImportError:
+        return None
+
+
+_zstd = _load_zstd()
 
 
 def _decompress(data: bytes) -> bytes:
-    if zstandard is None:
+    if _zstd is None:
         raise Corrupt("compressed, and the extra 'zstd' is not installed")
     try:
-        declared = zstandard.frame_content_size(data)
+        declared = _zstd.size_of(data)
         if not 0 <= declared <= _LARGEST_VALUE:
             raise Corrupt(f"declares {declared} bytes")
-        return _contexts.decompressor.decompress(data)
-    except zstandard.ZstdError as error:
+        return _zstd.decompress(data)
+    except _zstd.error as error:
         raise Corrupt(str(error)) from error

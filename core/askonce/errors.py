@@ -8,6 +8,8 @@ Every error that askonce raises on its own account.
     ├── NotCached             only_if_cached was asked for, and nothing can be served
     ├── LeaderFailed          the caller elsewhere whose answer this call waited for has failed
     └── BackendUnavailable    Redis did not answer in time, or answered with an error
+        ├── OutOfMemory       ... that it has no room (-OOM)
+        └── Unfit             ... that it cannot serve now (read-only, loading, not permitted)
 
 ``BackendUnavailable`` reaches the caller only from a cache made with ``strict=True``; otherwise the call is made
 without the cache and counted.  An exception of the caller's own function is never wrapped.
@@ -55,3 +57,11 @@ class LeaderFailed(AskonceError):
 
 class BackendUnavailable(AskonceError):
     """Redis could not be reached within the deadline, or answered with an error."""
+
+
+class OutOfMemory(BackendUnavailable):
+    """Redis has no room for a write under its ``maxmemory`` and policy."""
+
+
+class Unfit(BackendUnavailable):
+    """Redis answers, but cannot do what is asked: a replica, a server that loads or is blocked, a permission."""

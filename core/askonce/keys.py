@@ -274,13 +274,13 @@ def _slot(namespace: str, number: int) -> int:
 class Names:
     """The key names of one partition; the table of docs/data-model.md says what each key holds."""
 
-    __slots__ = ("c", "e", "f", "k", "l", "prefix", "s", "tv", "w", "x")
+    __slots__ = ("c", "e", "f", "h", "k", "l", "prefix", "r", "s", "tv", "w", "x")
 
     def __init__(self, namespace: str, tag: int) -> None:
         self.prefix = prefix = b"ao:{%b:%d}:" % (namespace.encode(), tag)
         self.l, self.x, self.c, self.f = prefix + b"l", prefix + b"x", prefix + b"c", prefix + b"f"
         self.tv, self.w, self.s = prefix + b"tv", prefix + b"w", prefix + b"s"
-        self.e, self.k = prefix + b"e:", prefix + b"k:"
+        self.e, self.k, self.r, self.h = prefix + b"e:", prefix + b"k:", prefix + b"r:", prefix + b"h:"
 
 
 def meta_name(namespace: str) -> bytes:

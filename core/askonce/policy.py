@@ -71,6 +71,7 @@ class Freshness(Enum):
     """What an entry's age allows a reader to do."""
 
     FRESH = "fresh"  # serve it
+    EARLY = "early"  # serve it, fresh as it is, and refresh it behind the caller
     STALE = "stale"  # serve it, and refresh it behind the caller (RFC 5861, 3)
     EXPIRED = "expired"  # serve it only if computing a new one fails (RFC 5861, 4)
     DEAD = "dead"  # do not serve it
@@ -85,8 +86,46 @@ class Refused(Exception):
 
 
 #: Decides whether an answer is stored: returns None to store it under the call's lifetime, a duration to store it
-#: for that long, or raises Refused.  Whatever else it raises refuses too, and is counted as ``uncacheable``.
+#: for that long, or raises Refused.  Whatever else it raises refuses too, with that as the reason.
 Admit: TypeAlias = Callable[[Any], Duration | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hot:
+    """
+    When an answer is asked for so often that it earns a longer life.
+
+    Asked ``threshold`` times within ``window`` by the whole fleet, it is kept fresh for ``ttl`` from each further use,
+    but never longer than ``max_age`` after it was stored.
+    """
+
+    threshold: int = 10
+    window: Duration = 3600.0
+    ttl: Duration = 21_600.0
+    max_age: Duration = 604_800.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.threshold, bool) or not isinstance(self.threshold, int) or self.threshold < 1:
+            raise ConfigurationError(
+                f"hot threshold={self.threshold!r}: give a whole number of uses, at least 1"
+            )
+        for name, at_least in (("window", 1.0), ("ttl", 0.001), ("max_age", 0.001)):
+            object.__setattr__(self, name, seconds(f"hot {name}", getattr(self, name), at_least=at_least))
+
+    @property
+    def window_ms(self) -> int:
+        """The window in which uses are counted, in milliseconds."""
+        return round(_float(self.window) * 1000)
+
+    @property
+    def ttl_ms(self) -> int:
+        """How much longer each use keeps a hot answer, in milliseconds."""
+        return round(_float(self.ttl) * 1000)
+
+    @property
+    def max_age_ms(self) -> int:
+        """The greatest age of a hot answer, in milliseconds."""
+        return round(_float(self.max_age) * 1000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +134,10 @@ class Policy:
     Lifetimes and patience.
 
     ``ttl`` is the freshness lifetime.  ``jitter`` shortens each lifetime by a random part of up to that fraction,
-    so that entries stored together do not expire together; an answer is never served as fresh longer than ``ttl``.
+    so that entries stored together do not expire together; an answer is never served as fresh longer than ``ttl``
+    unless it is ``hot``.  ``early`` refreshes a fresh answer behind a caller, the likelier the nearer its end and the
+    longer it took to compute: 1.0 is the rule of Vattani, Chierichetti and Lowenstein ("Optimal Probabilistic Cache
+    Stampede Prevention", VLDB 2015), 0.0 is off.
     ``lease`` is how long a dead leader can hold others up, ``max_wait`` how long anyone waits for a living one
     before making the call alone.
     """
@@ -104,6 +146,8 @@ class Policy:
     stale_while_revalidate: Duration = 0.0
     stale_if_error: Duration = 0.0
     jitter: float = 0.0
+    early: float = 0.0
+    hot: Hot | None = None
     lease: Duration = 10.0
     max_wait: Duration = 120.0
 
@@ -116,6 +160,15 @@ class Policy:
             ("max_wait", 0.0),
         ):
             object.__setattr__(self, name, seconds(name, getattr(self, name), at_least=at_least))
+        early = self.early
+        if isinstance(early, bool) or not isinstance(early, int | float) or not 0.0 <= early <= 100.0:
+            raise ConfigurationError(
+                f"early={early!r} is no factor: give 0 (off), 1 (the rule), or up to 100"
+            )
+        if self.hot is not None and not isinstance(self.hot, Hot):
+            raise ConfigurationError(
+                f"hot={self.hot!r} is no Hot: give askonce.Hot(threshold=10, window='1h')"
+            )
         jitter = self.jitter
         if isinstance(jitter, bool) or not isinstance(jitter, int | float) or not 0.0 <= jitter < 1.0:
             raise ConfigurationError(
@@ -184,6 +237,10 @@ class Policy:
         if staleness < _float(self.stale_if_error):
             return Freshness.EXPIRED
         return Freshness.DEAD
+
+    def is_early(self, fresh_until_ms: int, now_ms: int, cost_ms: int, draw: float) -> bool:
+        """Say whether a fresh entry is to be refreshed now; *draw*, from 0 up to 1, is this caller's chance."""
+        return self.early > 0 and now_ms - cost_ms * self.early * math.log(1.0 - draw) >= fresh_until_ms
 
     def but(self, *, ttl: Duration) -> Policy:
         """Return this policy with another ``ttl``."""

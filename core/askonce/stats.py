@@ -85,6 +85,21 @@ class Usage:
     max_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Event:
+    """
+    Something an operator wants to hear of, once each time: given to ``Cache(on_event=)`` and logged as ``askonce``.
+
+    ``kind``: breaker-opened, breaker-closed.  ``server``: which, without credentials.  ``pause``: seconds for which
+    nobody asks it.
+    """
+
+    kind: str
+    server: str
+    reason: str
+    pause: float
+
+
 class Counters:
     """Counters of this process that have not reached Redis yet."""
 

@@ -31,7 +31,7 @@ def invalidate(state: State, wanted: Ask) -> Program[bool]:
         word = yield from connect(part)
         member = word.prefix + wanted.digest
         keys = (names.l, names.x, names.f, names.w, names.e + member)
-        removed = yield from invoke(FORGET, part.index, keys, _GRAVE_MS, state.publish, member)
+        removed = yield from invoke(FORGET, part.index, keys, _GRAVE_MS, part.publish, member)
     except BackendUnavailable:
         failed(state)
         return False
@@ -45,7 +45,7 @@ def invalidate_tag(state: State, tag: bytes) -> Program[bool]:
     try:
         for part in state.partitions:
             keys = (part.names.c, part.names.tv, part.names.w)
-            note_word(part, (yield from invoke(TAG, part.index, keys, state.publish, _TAGS_KEPT, tag.hex())))
+            note_word(part, (yield from invoke(TAG, part.index, keys, part.publish, _TAGS_KEPT, tag.hex())))
     except BackendUnavailable:
         failed(state)
         return False
@@ -83,7 +83,7 @@ def _bump(state: State) -> Program[int]:
         newest = max(newest, (yield from connect(part)).generation)
     generation = newest + 1
     for part in state.partitions:
-        raw = yield from invoke(BUMP, part.index, (part.names.c, part.names.w), generation, state.publish)
+        raw = yield from invoke(BUMP, part.index, (part.names.c, part.names.w), generation, part.publish)
         note_word(part, raw)
         word = parse_word(raw)
         generation = max(generation, word.generation if word else 0)
@@ -100,7 +100,7 @@ def _sweep(state: State, part: Partition) -> Program[int]:
         if not old:
             return swept
         keys = (names.l, names.x, names.f, names.w, *(names.e + member for member in old))
-        removed = yield from invoke(FORGET, part.index, keys, 0, state.publish, *old)
+        removed = yield from invoke(FORGET, part.index, keys, 0, part.publish, *old)
         state.counters.add("invalidated", removed)
         swept += removed
 

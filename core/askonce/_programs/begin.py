@@ -16,7 +16,7 @@ from ..errors import BackendUnavailable
 from ..policy import Freshness
 from ..served import AnyServed, Source
 from .compute import acquire, coalesced, error_type, stored_fence
-from .find import Found, failed, find, serve
+from .find import Found, failed, find, serve, use
 from .state import Ask, State
 from .write import Grant, keep, release
 
@@ -42,13 +42,17 @@ def begin(state: State, wanted: Ask, *, refresh: bool) -> Program[AnyServed | He
     except BackendUnavailable:
         failed(state)
         reachable = False
-    if found is not None and found.freshness is Freshness.FRESH:
-        return serve(state, found) or Held(wanted, None, None)
+    fresh = found is not None and found.freshness in {Freshness.FRESH, Freshness.EARLY}
+    # Refreshing an early entry would make this caller pay in the foreground: left to get_or_compute.
+    if fresh and (served := serve(state, found)) is not None:
+        yield from use(state, wanted, served)
+        return served
     stale = found is not None and found.freshness is Freshness.STALE
     if not stale:
         state.counters.add("misses")
+    least = found.least_fence if found else 0
     while True:
-        flight, leads = state.flights.board(wanted.flight_key, wanted.home)
+        flight, leads = state.flights.board(wanted.flight_key, wanted.home, least)
         if leads:
             return (yield from _lead(state, wanted, flight, found if stale else None, seen, reachable))
         if stale and (served := serve(state, found)) is not None:
@@ -58,7 +62,7 @@ def begin(state: State, wanted: Ask, *, refresh: bool) -> Program[AnyServed | He
         landed = yield from join(flight, wanted.policy.max_wait_s)
         if isinstance(landed, TimedOut):
             return Held(wanted, None, None)
-        if landed is not None:
+        if landed is not None and landed.fence >= least:
             return (yield from coalesced(state, landed))
 
 
@@ -83,6 +87,8 @@ def _lead(
         state.flights.land(flight)
         state.counters.add("stale")
         return stale.served(Source.STALE)
+    if grant is not None:
+        flight.fence = grant.fence
     return Held(wanted, flight, grant)
 
 

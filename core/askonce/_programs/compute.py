@@ -17,12 +17,15 @@ from ..errors import BackendUnavailable, LeaderFailed, NotCached
 from ..policy import Freshness
 from ..scripts import FAILED, FOUND, GRANTED, HELD, LEASE
 from ..served import AnyServed, Served, Source
-from .find import Found, connect, failed, find, judge, serve
+from .find import Found, connect, failed, find, judge, serve, use
 from .state import Ask, State, Word, parse_word
-from .write import Grant, keep, note_word, release
+from .write import TOMBSTONE_MS, Grant, keep, note_word, release
 
 #: Turns of the lease loop that are not a wait: more means that somebody else rewrites the entry all the time.
 _MOST_TURNS = 8
+
+#: Between refreshes that fail, doubling.
+_FIRST_PAUSE_MS, _LONGEST_PAUSE_MS, _MOST_FAILURES = 1_000, 60_000, 10_000
 
 
 def get_or_compute(state: State, wanted: Ask, fetched: Fetched | None = None) -> Program[AnyServed]:
@@ -36,8 +39,9 @@ def get_or_compute(state: State, wanted: Ask, fetched: Fetched | None = None) ->
         failed(state)
         reachable = False
     if (served := serve(state, found)) is not None:
-        if served.source is Source.STALE:
+        if found is not None and found.freshness is not Freshness.FRESH:
             yield from refresh_behind(state, wanted, found)
+        yield from use(state, wanted, served)
         return served
     if wanted.only_if_cached:
         raise NotCached("only_if_cached: nothing servable is stored for this request")
@@ -51,27 +55,28 @@ def get_or_compute(state: State, wanted: Ask, fetched: Fetched | None = None) ->
 
 
 def share(state: State, wanted: Ask, found: Found | None, reachable: bool) -> Program[AnyServed]:
-    if (
-        wanted.digest in wanted.leading
-    ):  # the function asks for its own key: waiting for itself would never end
+    """Lead the flight of *wanted*, or join it."""
+    if wanted.digest in wanted.leading:
+        # The function asks for its own key: waiting for itself would never end.
         return (yield from alone(state, wanted, "reentrant"))
+    least = found.least_fence if found else 0
     while True:
-        flight, leads = state.flights.board(wanted.flight_key, wanted.home)
+        flight, leads = state.flights.board(wanted.flight_key, wanted.home, least)
         if leads:
             return (yield from lead(state, wanted, flight, found, reachable))
         landed = yield from join(flight, wanted.policy.max_wait_s)
         if isinstance(landed, TimedOut):
             return (yield from alone(state, wanted, "max_wait"))
-        if landed is not None:
+        if landed is not None and landed.fence >= least:
             return (yield from coalesced(state, landed))
-        # The leader gave up: whoever boards first leads the next flight.
+        # The leader gave up, or began before an invalidation: whoever boards first leads the next flight.
 
 
 def lead(
     state: State, wanted: Ask, flight: Flight, found: Found | None, reachable: bool
 ) -> Program[AnyServed]:
     try:
-        served, landed = yield from _fly(state, wanted, found, reachable)
+        served, landed = yield from _fly(state, wanted, flight, found, reachable)
     except GeneratorExit:
         state.flights.land(flight)
         raise
@@ -86,7 +91,7 @@ def lead(
 
 
 def _fly(
-    state: State, wanted: Ask, found: Found | None, reachable: bool
+    state: State, wanted: Ask, flight: Flight, found: Found | None, reachable: bool
 ) -> Program[tuple[AnyServed, Landed]]:
     grant: Grant | Found | None = None
     reason = "backend"
@@ -99,9 +104,11 @@ def _fly(
     if isinstance(grant, Found):
         served = grant.served(Source.COALESCED)
         state.counters.add("coalesced")
-        return served, Landed(0, None, grant.value, grant.ttl)
+        return served, Landed(0, None, grant.value, grant.ttl, int.from_bytes(grant.seen, "big"))
     if grant is None:
         state.counters.add_reason("bypassed", reason)
+    else:
+        flight.fence = grant.fence
     return (yield from _compute(state, wanted, grant))
 
 
@@ -114,14 +121,27 @@ def _compute(
     except GeneratorExit:
         raise
     except Exception as error:
-        yield from release(state, wanted, grant, error_type(error) if wanted.share_errors else None)
+        text = error_type(error) if wanted.share_errors else None
+        yield from release(state, wanted, grant, text, _pause_ms(state, wanted))
         raise
     except BaseException:  # cancelled, or interrupted: somebody who waits takes over
         yield from release(state, wanted, grant, None)
         raise
     state.counters.add("computed")
+    state.refresh_failures.pop(wanted.digest, None)
     landed = yield from keep(state, wanted, computed.value, computed.cost_ms, grant, word)
     return Served(computed.value, Source.COMPUTED if grant else Source.BYPASSED, 0.0, landed.ttl), landed
+
+
+def _pause_ms(state: State, wanted: Ask) -> int:
+    """Return how long a failure stands: for those who wait, or, behind callers, until the next try, doubling."""
+    if not wanted.refreshes:
+        return TOMBSTONE_MS
+    failures = state.refresh_failures
+    if len(failures) >= _MOST_FAILURES:
+        failures.clear()
+    failures[wanted.digest] = number = failures.get(wanted.digest, 0) + 1
+    return min(_FIRST_PAUSE_MS << min(number - 1, 16), _LONGEST_PAUSE_MS)
 
 
 def acquire(state: State, wanted: Ask, seen: bytes) -> Program[Grant | Found | None]:
@@ -130,7 +150,8 @@ def acquire(state: State, wanted: Ask, seen: bytes) -> Program[Grant | Found | N
 
     *seen* is the fence of an entry that will not do.  Waits for another holder as long as the policy allows.
     """
-    part, waited, left = wanted.partition, b"", wanted.policy.max_wait_s
+    part, left = wanted.partition, wanted.policy.max_wait_s
+    waited = b"*" if wanted.refreshes else b""
     waiter, turns = None, 0
     try:
         while turns < _MOST_TURNS:
@@ -148,7 +169,7 @@ def acquire(state: State, wanted: Ask, seen: bytes) -> Program[Grant | Found | N
                 note_word(part, leased.word)
                 return Grant(parse_word(leased.word) or word, leased.fence, wanted.token)
             if leased.code == HELD:
-                if not wanted.waits or left <= 0:
+                if not wanted.waits or wanted.refreshes or left <= 0:
                     return None
                 if waiter is None:  # register for the message first, then look again: no wake-up is lost
                     waiter = yield from listen(part.index, wanted.digest)
@@ -166,7 +187,7 @@ def acquire(state: State, wanted: Ask, seen: bytes) -> Program[Grant | Found | N
                     return found
                 seen = leased.entry[8:16]
             elif leased.code == FAILED:
-                if leased.text:
+                if leased.text and not wanted.refreshes:
                     raise LeaderFailed(leased.text)
                 return None
             else:
@@ -226,7 +247,7 @@ def refresh_behind(state: State, wanted: Ask, found: Found | None) -> Program[No
     """Recompute a stale entry behind the caller: one refresh in the process, and by the lease one in the fleet."""
     flight, leads = state.flights.board(wanted.flight_key, wanted.home)
     if leads:
-        yield from detach(_refresh(state, replace(wanted, waits=False), flight, found))
+        yield from detach(_refresh(state, replace(wanted, refreshes=True), flight, found))
 
 
 def _refresh(state: State, wanted: Ask, flight: Flight, found: Found | None) -> Program[None]:
@@ -234,6 +255,7 @@ def _refresh(state: State, wanted: Ask, flight: Flight, found: Found | None) -> 
     try:
         grant = yield from acquire(state, wanted, found.seen if found else b"")
         if isinstance(grant, Grant):
+            flight.fence = grant.fence
             _, landed = yield from _compute(state, wanted, grant)
     except GeneratorExit:
         raise

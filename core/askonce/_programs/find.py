@@ -5,27 +5,41 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .._effects import Fetched, Program, ask, decode, fetch, invoke
-from ..entry import TAGGED, Corrupt, Entry, parse
+from .._effects import Fetched, Program, ask, decode, detach, fetch, invoke
+from ..entry import TAGGED, Corrupt, Entry, cost_ms, is_grave, parse
 from ..errors import BackendUnavailable
 from ..policy import Freshness
-from ..scripts import BUMP, CONTROL
+from ..scripts import BUMP, CONTROL, SLIDE
 from ..served import AnyServed, Served, Source
 from .state import Ask, Partition, State, Word, parse_word
 
 #: A control word that moves at every turn means a storm of bumps: then this call does without.
 _MOST_TURNS = 4
 
+#: Members whose uses are gathered in the process before they are counted in Redis.
+_MOST_COUNTED = 10_000
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An entry and what may be done with it; ``seen`` is its fence, by which a lease to replace it is asked for."""
+    """
+    An entry and what may be done with it.
+
+    ``seen`` is its fence, by which a lease to replace it is asked for.  Of a grave nothing but that is left: what was
+    computed under a lower fence was invalidated.
+    """
 
     seen: bytes
+    grave: bool = False
     freshness: Freshness = Freshness.DEAD
     value: Any = None
     age: float = 0.0
     ttl: float = 0.0
+
+    @property
+    def least_fence(self) -> int:
+        """The fence that an answer must have to be served now."""
+        return int.from_bytes(self.seen, "big") if self.grave else 0
 
     def served(self, source: Source) -> AnyServed:
         """Return this entry as the outcome of a request."""
@@ -41,12 +55,15 @@ def lookup(state: State, wanted: Ask, fetched: Fetched | None = None) -> Program
     except BackendUnavailable:
         failed(state)
         found = None
-    return serve(state, found)
+    served = serve(state, found)
+    if served is not None:
+        yield from use(state, wanted, served)
+    return served
 
 
 def serve(state: State, found: Found | None) -> AnyServed | None:
     """Serve what was found if it may be served as it is, and count it; a miss is counted too."""
-    if found is not None and found.freshness is Freshness.FRESH:
+    if found is not None and found.freshness in {Freshness.FRESH, Freshness.EARLY}:
         state.counters.add("hits")
         return found.served(Source.HIT)
     if found is not None and found.freshness is Freshness.STALE:
@@ -68,7 +85,7 @@ def find(state: State, wanted: Ask, fetched: Fetched | None = None) -> Program[F
         word = part.word or (yield from connect(part))
         if fetched is None:
             fetched = yield from fetch(part.index, (word.prefix + wanted.digest,))
-        if (yield from keep_step(state, part, word, fetched.word)):
+        if (yield from keep_step(part, word, fetched.word)):
             return (yield from judge(state, wanted, fetched.entries[0], fetched.now_ms))
         fetched = None
     raise BackendUnavailable("the control word moves faster than this call can read")
@@ -77,34 +94,43 @@ def find(state: State, wanted: Ask, fetched: Fetched | None = None) -> Program[F
 def connect(part: Partition) -> Program[Word]:
     """Return the partition's control word, written first if there is none."""
     controlled = yield from invoke(CONTROL, part.index, (part.names.c,))
-    word = parse_word(controlled.word)
-    if word is None:
-        raise BackendUnavailable(f"{part.names.c!r} holds {controlled.word!r}, which is no control word")
+    word = _parsed(part, controlled.word)
+    if controlled.written and word.generation <= part.newest:
+        # It was lost less than a second after it was written: the clock alone would bring old entries back.
+        part.newest += 1
+    return (yield from adopt(part, word))
+
+
+def adopt(part: Partition, word: Word) -> Program[Word]:
+    """Make *word* the partition's control word; if it is older than one seen before, give that back to Redis."""
+    if word.generation < part.newest:  # a failover, or a restored backup, lost a bump
+        keys = (part.names.c, part.names.w)
+        word = _parsed(part, (yield from invoke(BUMP, part.index, keys, part.newest, part.publish)))
+    part.newest = max(part.newest, word.generation)
     part.word = word
     return word
 
 
-def keep_step(state: State, part: Partition, used: Word, raw: bytes | None) -> Program[bool]:
+def _parsed(part: Partition, raw: bytes) -> Word:
+    word = parse_word(raw)
+    if word is None:
+        raise BackendUnavailable(f"{part.names.c!r} holds {raw!r}, which is no control word")
+    return word
+
+
+def keep_step(part: Partition, used: Word, raw: bytes | None) -> Program[bool]:
     """
     Compare the control word that Redis holds with the one that was *used*; return whether the reply may be judged.
 
-    Lost (by an eviction, a failover, a foreign FLUSHDB): a first one is written again.  Behind ours: a failover
-    lost a bump, ours is given back.
+    A word that was lost (by an eviction, a failover, a foreign FLUSHDB) is written again.
     """
     if raw == used.raw:
         return True
     word = parse_word(raw) if raw else None
     if word is None:
-        part.word = None
         yield from connect(part)
         return False
-    if word.generation < used.generation:
-        given_back = yield from invoke(
-            BUMP, part.index, (part.names.c, part.names.w), used.generation, state.publish
-        )
-        word = parse_word(given_back) or word
-    part.word = word
-    return word.generation == used.generation
+    return (yield from adopt(part, word)).generation == used.generation and word.generation == used.generation
 
 
 def judge(state: State, wanted: Ask, data: bytes | None, now_ms: int) -> Program[Found | None]:
@@ -115,8 +141,9 @@ def judge(state: State, wanted: Ask, data: bytes | None, now_ms: int) -> Program
     entry = parse(data)
     word = wanted.partition.word
     if entry is None or word is None:
-        if len(data) < 4 or not data[3] & 128:  # a grave is no corruption
-            state.counters.add("corrupt")
+        if is_grave(data):
+            return Found(seen, grave=True)
+        state.counters.add("corrupt")
         return Found(seen)
     if entry.generation != word.generation:
         return Found(seen)
@@ -126,12 +153,18 @@ def judge(state: State, wanted: Ask, data: bytes | None, now_ms: int) -> Program
     freshness = wanted.policy.judge(entry.fresh_until, now_ms)
     if freshness is Freshness.DEAD or (wanted.max_age is not None and age > wanted.max_age):
         return Found(seen)
+    payload = entry.payload
+    if freshness is Freshness.FRESH and wanted.policy.is_early(
+        entry.fresh_until, now_ms, cost_ms(payload), wanted.draw
+    ):
+        freshness = Freshness.EARLY
     try:
-        value = yield from decode(entry.flags, entry.payload)
+        value = yield from decode(entry.flags, payload)
     except Corrupt:
         state.counters.add("corrupt")
         return Found(seen)
-    return Found(seen, freshness, value, age, max(entry.fresh_until - now_ms, 0) / 1000)
+    ttl = max(entry.fresh_until - now_ms, 0) / 1000
+    return Found(seen, freshness=freshness, value=value, age=age, ttl=ttl)
 
 
 def _tag_invalidated(part: Partition, entry: Entry, word: Word) -> Program[bool]:
@@ -161,6 +194,42 @@ def _read_tags(part: Partition, word: Word) -> Program[None]:
         # Which tags it held is unknown, so every entry with tags that is older is refused.
         part.tags_floor = word.sequence
     part.tags_until = word.sequence
+
+
+def use(state: State, wanted: Ask, served: AnyServed) -> Program[None]:
+    """Count a use towards ``Policy.hot``; in batches of an eighth of the threshold, behind the caller."""
+    hot, part, word = wanted.policy.hot, wanted.partition, wanted.partition.word
+    if hot is None or word is None:
+        return
+    member = word.prefix + wanted.digest
+    uses = part.uses.get(member, 0) + 1
+    if uses < hot.threshold // 8:
+        if len(part.uses) >= _MOST_COUNTED:
+            part.uses.clear()  # these uses are lost; a hot key comes back at once
+        part.uses[member] = uses
+        return
+    part.uses.pop(member, None)
+    yield from detach(_count_uses(state, wanted, member, uses, served.ttl))
+
+
+def _count_uses(state: State, wanted: Ask, member: bytes, uses: int, ttl: float) -> Program[None]:
+    hot, part = wanted.policy.hot, wanted.partition
+    if hot is None:
+        return
+    counter = part.names.h + b"%d" % (wanted.now_ms // hot.window_ms)
+    try:
+        count, _ = yield from ask(
+            part.index, ("HINCRBY", counter, member, uses), ("PEXPIRE", counter, 2 * hot.window_ms)
+        )
+        if (
+            count >= hot.threshold and ttl * 2000 < hot.ttl_ms
+        ):  # with half of it left another write is not worth it
+            keys = (part.names.l, part.names.x, part.names.e + member)
+            yield from invoke(
+                SLIDE, part.index, keys, member, hot.ttl_ms, hot.max_age_ms, wanted.policy.window_ms
+            )
+    except BackendUnavailable:
+        state.counters.add("backend_errors")
 
 
 def failed(state: State) -> None:

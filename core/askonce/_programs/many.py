@@ -12,7 +12,7 @@ from ..policy import Freshness
 from ..scripts import FOUND, GRANTED, LEASE, REPLACED, STORE, STORED, Leased, Stored
 from ..served import AnyServed, Served, Source
 from .compute import error_type, lead, refresh_behind, share
-from .find import Found, connect, failed, find, judge, keep_step, serve
+from .find import Found, connect, failed, find, judge, keep_step, serve, use
 from .state import Ask, Partition, State, parse_word
 from .write import Grant, admitted, landing, release, settle, store_call
 
@@ -25,7 +25,11 @@ _AT_ONCE = 128
 def get_many(state: State, asks: Sequence[Ask]) -> Program[list[AnyServed | None]]:
     """Serve each request, or None; one round trip a partition."""
     founds, _ = yield from _find_many(state, asks)
-    return [serve(state, founds.get(wanted.digest)) for wanted in asks]
+    served = [serve(state, founds.get(wanted.digest)) for wanted in asks]
+    for wanted, outcome in zip(asks, served, strict=True):
+        if outcome is not None:
+            yield from use(state, wanted, outcome)
+    return served
 
 
 def _find_many(state: State, asks: Sequence[Ask]) -> Program[tuple[dict[bytes, Found], bool]]:
@@ -44,7 +48,7 @@ def _find_group(state: State, part: Partition, group: list[Ask], founds: dict[by
     for chunk in _chunks(group):
         word = part.word or (yield from connect(part))
         fetched = yield from fetch(part.index, tuple(word.prefix + wanted.digest for wanted in chunk))
-        in_step = yield from keep_step(state, part, word, fetched.word)
+        in_step = yield from keep_step(part, word, fetched.word)
         for wanted, data in zip(chunk, fetched.entries, strict=True):
             if in_step:
                 found = yield from judge(state, wanted, data, fetched.now_ms)
@@ -69,15 +73,18 @@ def get_or_compute_many(state: State, asks: Sequence[Ask]) -> Program[list[AnySe
         found = founds.get(wanted.digest)
         if (outcome := serve(state, found)) is not None:
             served[wanted.digest] = outcome
-            if outcome.source is Source.STALE:
+            if found is not None and found.freshness is not Freshness.FRESH:
                 yield from refresh_behind(state, wanted, found)
+            yield from use(state, wanted, outcome)
             continue
         if wanted.only_if_cached:
             raise NotCached(f"only_if_cached: nothing servable is stored for request {wanted.index}")
         later.append(wanted)
     try:
         for wanted in later:
-            flight, leads = state.flights.board(wanted.flight_key, wanted.home)
+            found = founds.get(wanted.digest)
+            least = found.least_fence if found else 0
+            flight, leads = state.flights.board(wanted.flight_key, wanted.home, least)
             if leads:
                 mine[wanted.digest] = wanted, flight
         yield from _compute_mine(state, mine, founds, served, reachable)
@@ -164,7 +171,8 @@ def _lease_many(
                     found = yield from judge(state, wanted, leased.entry, leased.now_ms)
                     if found is not None and found.freshness is Freshness.FRESH:
                         _, flight = mine.pop(wanted.digest)
-                        state.flights.land(flight, Landed(0, None, found.value, found.ttl))
+                        fence = int.from_bytes(found.seen, "big")
+                        state.flights.land(flight, Landed(0, None, found.value, found.ttl, fence))
                         state.counters.add("coalesced")
                         served[wanted.digest] = found.served(Source.COALESCED)
 
@@ -176,7 +184,9 @@ def _keep_many(
     landed: dict[bytes, Landed] = {}
     for wanted, answer in zip(turn, computed, strict=True):
         encoded = yield from admitted(state, answer.value, answer.cost_ms)
-        landed[wanted.digest] = landing(wanted, answer.value, encoded, stored=False)
+        landed[wanted.digest] = landing(
+            wanted, answer.value, encoded, grants.get(wanted.digest), stored=False
+        )
         if encoded is not None and wanted.write and wanted.digest in grants:
             ready[wanted.digest] = encoded
         else:
@@ -210,7 +220,9 @@ def _store_chunk(
             state.counters.add("backend_errors")
             continue
         if stored.code in {STORED, REPLACED}:
-            landed[wanted.digest] = landing(wanted, None, ready[wanted.digest], stored=True)
+            landed[wanted.digest] = landing(
+                wanted, None, ready[wanted.digest], grants[wanted.digest], stored=True
+            )
         # Only the last reply's victims are still the least recently used, and only it says what is over now.
         last = number == len(chunk) - 1
         yield from settle(state, part, stored if last else stored._replace(over=0, victims=[]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from .._flights import Flights, Key
 from ..keys import Names
@@ -43,6 +43,9 @@ class Partition:
     index: int
     names: Names
     word: Word | None = None
+    #: The greatest generation ever seen: Redis must never go back behind it.
+    newest: int = 0
+    publish: bytes = b"PUBLISH"
     #: Eviction candidates named by the last store or trim: member, score, member, score ...
     victims: list[bytes] = field(default_factory=list)
     #: Members whose touch disagreed with their entry.
@@ -53,6 +56,10 @@ class Partition:
     tags: dict[bytes, int] = field(default_factory=dict)
     tags_until: int = 0
     tags_floor: int = 0
+    #: Uses not yet counted in Redis, towards ``Policy.hot``.
+    uses: dict[bytes, int] = field(default_factory=dict)
+    #: When entries were last shed because Redis was out of memory.
+    shed_ms: int = 0
 
     def suspect(self, member: bytes) -> None:
         """Note a member whose books need healing."""
@@ -80,7 +87,8 @@ class State:
     max_entries: int  # of one partition
     max_units: int  # of one partition
     strict: bool = False
-    publish: Final[bytes] = b"PUBLISH"
+    #: Refreshes that failed in a row, by digest: each doubles the pause before the next.
+    refresh_failures: dict[bytes, int] = field(default_factory=dict)
 
     def partition_of(self, digest: bytes) -> Partition:
         """Return the partition of a digest: its last three characters spread evenly."""
@@ -106,9 +114,11 @@ class Ask:
     write: bool = True
     only_if_cached: bool = False
     waits: bool = True
+    refreshes: bool = False  # behind a caller: never waits, and keeps away after a failure
     share_errors: bool = True
     index: int = 0  # the place among the requests of one call
     home: object = None  # what must not block for this flight, see _flights.Flight
+    now_ms: int = 0  # by a clock that follows the server's
     leading: frozenset[bytes] = frozenset()  # digests whose computation this call is part of
 
     @property

@@ -8,7 +8,7 @@ from typing import Any, Final
 from .._effects import Encoded, Program, Renewal, ask, detach, encode, invoke
 from .._flights import Landed
 from ..entry import OVERHEAD, TAGGED, tag_block
-from ..errors import BackendUnavailable, Uncacheable
+from ..errors import BackendUnavailable, OutOfMemory, Uncacheable
 from ..policy import Refused
 from ..scripts import FENCED_OFF, HEAL, MOVED, RELEASE, REPLACED, STORE, STORED, TOO_LARGE, TRIM, Arg, Stored
 from .find import connect, failed
@@ -21,8 +21,10 @@ _PEEK: Final = 4
 _TRIM: Final = 64
 #: Trims that a caller waits for; the rest runs in the background.
 _FOREGROUND_TRIMS: Final = 8
+#: Between two times that room is made in a Redis that is out of memory.
+_SHED_MS: Final = 1_000
 #: How long a failure is shared with those who waited for it.
-_TOMBSTONE_MS: Final = 300
+TOMBSTONE_MS: Final = 300
 
 _COUNTED = {FENCED_OFF: "fenced_off", TOO_LARGE: "too_large", MOVED: "outdated"}
 
@@ -60,8 +62,9 @@ def store(state: State, wanted: Ask, value: Any, cost_ms: int) -> Program[bool]:
         raise
     try:
         return (yield from write(state, wanted, encoded, None)) in {STORED, REPLACED}
-    except BackendUnavailable:
+    except BackendUnavailable as error:
         failed(state)
+        yield from shed(state, wanted, error)
         return False
 
 
@@ -77,14 +80,15 @@ def keep(
     encoded = yield from admitted(state, value, cost_ms)
     if encoded is None or not wanted.write:
         yield from release(state, wanted, grant, "")
-        return landing(wanted, value, encoded, stored=False)
+        return landing(wanted, value, encoded, grant, stored=False)
     stored = False
     if grant is not None or word is not None:
         try:
             stored = (yield from write(state, wanted, encoded, grant, word)) in {STORED, REPLACED}
-        except BackendUnavailable:
+        except BackendUnavailable as error:
             failed(state)
-    return landing(wanted, value, encoded, stored=stored)
+            yield from shed(state, wanted, error)
+    return landing(wanted, value, encoded, grant, stored=stored)
 
 
 def admitted(state: State, value: Any, cost_ms: int) -> Program[Encoded | None]:
@@ -100,13 +104,13 @@ def admitted(state: State, value: Any, cost_ms: int) -> Program[Encoded | None]:
     return None
 
 
-def landing(wanted: Ask, value: Any, encoded: Encoded | None, *, stored: bool) -> Landed:
+def landing(wanted: Ask, value: Any, encoded: Encoded | None, grant: Grant | None, *, stored: bool) -> Landed:
     """Return what the followers of this computation are handed."""
+    fence = grant.fence if grant else 0
     if encoded is None:
-        return Landed(0, None, value, 0.0)
-    return Landed(
-        encoded.flags, encoded.payload, None, lifetime_ms(wanted, encoded) / 1000 if stored else 0.0
-    )
+        return Landed(0, None, value, 0.0, fence)
+    ttl = lifetime_ms(wanted, encoded) / 1000 if stored else 0.0
+    return Landed(encoded.flags, encoded.payload, None, ttl, fence)
 
 
 def lifetime_ms(wanted: Ask, encoded: Encoded) -> int:
@@ -126,20 +130,22 @@ def write(
     """
     part = wanted.partition
     under = grant.word if grant else word
-    stored = yield from _store(
-        state, wanted, under or part.word or (yield from connect(part)), encoded, grant
-    )
+    current = under or part.word or (yield from connect(part))
+    stored = yield from _store(state, wanted, current, encoded, grant, under is not None)
     if stored.code == MOVED:
         part.word = None
         if under is None:
-            stored = yield from _store(state, wanted, (yield from connect(part)), encoded, None)
+            current = yield from connect(part)
+            stored = yield from _store(state, wanted, current, encoded, None, False)
     yield from settle(state, part, stored)
     return stored.code
 
 
-def _store(state: State, wanted: Ask, word: Word, encoded: Encoded, grant: Grant | None) -> Program[Stored]:
+def _store(
+    state: State, wanted: Ask, word: Word, encoded: Encoded, grant: Grant | None, begun: bool
+) -> Program[Stored]:
     part = wanted.partition
-    keys, args = store_call(state, wanted, word, encoded, grant, part.take_victims())
+    keys, args = store_call(state, wanted, word, encoded, grant, part.take_victims(), begun)
     return (yield from invoke(STORE, part.index, keys, *args))
 
 
@@ -150,15 +156,16 @@ def store_call(
     encoded: Encoded,
     grant: Grant | None,
     victims: list[bytes],
+    begun: bool = True,
 ) -> tuple[tuple[bytes, ...], tuple[Arg, ...]]:
-    """Return keys and arguments of one ``store``."""
+    """Return keys and arguments of one ``store``; *begun*: what is stored was computed since *word* was read."""
     names, member = wanted.partition.names, word.prefix + wanted.digest
     keys = (names.l, names.x, names.e + member, names.c, names.k + wanted.digest, names.w)
     args: tuple[Arg, ...] = (
         word.generation,
         member,
         encoded.flags | (TAGGED if wanted.tags else 0),
-        word.sequence,
+        word.sequence if begun else b"",
         tag_block(wanted.tags) + encoded.payload,
         lifetime_ms(wanted, encoded),
         wanted.policy.window_ms,
@@ -169,7 +176,7 @@ def store_call(
         _PEEK,
         grant.fence if grant else b"",
         grant.holder if grant else b"",
-        state.publish,
+        wanted.partition.publish,
         b"d" + wanted.digest,
     )
     return keys + tuple(names.e + victim for victim in victims[::2]), args + tuple(victims)
@@ -197,13 +204,12 @@ def settle(state: State, part: Partition, stored: Stored) -> Program[None]:
         yield from detach(heal(state, part, part.take_suspects()))
 
 
-def trim(state: State, part: Partition) -> Program[bool]:
+def trim(state: State, part: Partition, max_units: int | None = None) -> Program[bool]:
     """Evict the named victims, sweep the expired; return whether there is more to do."""
+    most = state.max_units if max_units is None else min(max_units, state.max_units)
     victims = part.take_victims()
     keys = (part.names.l, part.names.x, *(part.names.e + victim for victim in victims[::2]))
-    trimmed = yield from invoke(
-        TRIM, part.index, keys, _TRIM, state.max_entries, state.max_units, _TRIM, *victims
-    )
+    trimmed = yield from invoke(TRIM, part.index, keys, _TRIM, state.max_entries, most, _TRIM, *victims)
     state.counters.add("expired", trimmed.swept)
     state.counters.add("evicted", trimmed.evicted)
     part.victims = trimmed.victims if trimmed.over else trimmed.victims[: 2 * _PEEK]
@@ -215,6 +221,25 @@ def drain(state: State, part: Partition) -> Program[None]:
     try:
         while (yield from trim(state, part)):
             pass
+    except BackendUnavailable:
+        state.counters.add("backend_errors")
+
+
+def shed(state: State, wanted: Ask, error: BackendUnavailable) -> Program[None]:
+    """Make room behind the caller if Redis is out of memory: a tenth of what the books hold, once a second."""
+    part = wanted.partition
+    if isinstance(error, OutOfMemory) and wanted.now_ms - part.shed_ms >= _SHED_MS:
+        part.shed_ms = wanted.now_ms
+        yield from detach(_shed(state, part))
+
+
+def _shed(state: State, part: Partition) -> Program[None]:
+    try:
+        (total,) = yield from ask(part.index, ("ZSCORE", part.names.x, "#"))
+        goal = int(-float(total or 0) * 0.9)
+        while (yield from trim(state, part, goal)):
+            pass
+        yield from check_books(state, part, set(), 32)
     except BackendUnavailable:
         state.counters.add("backend_errors")
 
@@ -240,7 +265,9 @@ def check_books(state: State, part: Partition, members: set[bytes], sample: int)
     return healed.dropped + healed.adopted
 
 
-def release(state: State, wanted: Ask, grant: Grant | None, text: str | None) -> Program[None]:
+def release(
+    state: State, wanted: Ask, grant: Grant | None, text: str | None, tombstone_ms: int = TOMBSTONE_MS
+) -> Program[None]:
     """
     Give a lease back with nothing stored; best effort, it ends by itself.
 
@@ -250,7 +277,7 @@ def release(state: State, wanted: Ask, grant: Grant | None, text: str | None) ->
         return
     part = wanted.partition
     keys = (part.names.k + wanted.digest, part.names.w)
-    tombstone = 0 if text is None else _TOMBSTONE_MS
+    tombstone = 0 if text is None else tombstone_ms
     try:
         yield from invoke(
             RELEASE,
@@ -259,7 +286,7 @@ def release(state: State, wanted: Ask, grant: Grant | None, text: str | None) ->
             grant.holder,
             tombstone,
             text or "",
-            state.publish,
+            part.publish,
             b"d" + wanted.digest,
         )
     except BackendUnavailable:
@@ -269,5 +296,10 @@ def release(state: State, wanted: Ask, grant: Grant | None, text: str | None) ->
 def note_word(part: Partition, raw: bytes) -> None:
     """Keep a control word that came with another reply, unless it is older than the one known."""
     word = parse_word(raw)
-    if word is not None and (part.word is None or word[1:3] > part.word[1:3]):
+    if (
+        word is not None
+        and word.generation >= part.newest
+        and (part.word is None or word[1:3] > part.word[1:3])
+    ):
         part.word = word
+        part.newest = word.generation

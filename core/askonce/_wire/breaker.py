@@ -12,16 +12,25 @@ from collections.abc import Callable
 from threading import Lock
 from typing import Final
 
+from ..stats import Event
+
 _FIRST: Final = 0.5
 _LONGEST: Final = 30.0
 
 
 class Breaker:
-    """The breaker of one server, shared by threads and event loops."""
+    """The breaker of one server, shared by threads and event loops.  *tell* hears of every opening and closing."""
 
-    __slots__ = ("_clock", "_failures", "_lock", "_until")
+    __slots__ = ("_clock", "_failures", "_lock", "_server", "_tell", "_until")
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        server: str = "",
+        tell: Callable[[Event], object] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._server = server
+        self._tell = tell
         self._clock = clock
         self._lock = Lock()
         self._failures = 0
@@ -38,14 +47,17 @@ class Breaker:
             self._until = now + _FIRST
             return True
 
-    def failed(self) -> None:
-        """Note that the server did not answer."""
+    def failed(self, why: str, *, for_long: bool = False) -> None:
+        """Note that the server did not answer; *for_long* if only its operator can mend it."""
         with self._lock:
-            self._until = self._clock() + min(_LONGEST, _FIRST * 2 ** min(self._failures, 16))
+            pause = _LONGEST if for_long else min(_LONGEST, _FIRST * 2 ** min(self._failures, 16))
+            self._until = self._clock() + pause
             self._failures += 1
+        self._tell(Event("breaker-opened", self._server, why, pause))
 
     def succeeded(self) -> None:
         """Note that it did."""
         if self._failures:
             with self._lock:
                 self._failures = 0
+            self._tell(Event("breaker-closed", self._server, "it answers", 0.0))

@@ -6,12 +6,22 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import hiredis
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import (
+    MasterDownError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+)
 
-from ..errors import BackendUnavailable
+from ..errors import BackendUnavailable, OutOfMemory, Unfit
 from ..scripts import Arg, Script
 
 R = TypeVar("R")
+
+_UNFIT = (MasterDownError, NoPermissionError, ReadOnlyError)
+_UNFIT_WORDS = ("READONLY", "MASTERDOWN", "LOADING", "BUSY ", "NOPERM", "NOAUTH", "NOREPLICAS", "UNKILLABLE")
 
 #: Return one command in the protocol's form.
 pack: Callable[[tuple[Arg, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]  # its stub says one
@@ -35,8 +45,18 @@ def is_unknown_script(replies: Iterable[Any]) -> bool:
 def checked(reply: Any) -> Any:
     """Return *reply*, or raise BackendUnavailable if Redis answered with an error."""
     if isinstance(reply, ResponseError):
-        raise BackendUnavailable(f"Redis answered: {reply}") from reply
+        raise _kind(reply)(f"Redis answered: {reply}") from reply
     return reply
+
+
+def _kind(error: ResponseError) -> type[BackendUnavailable]:
+    text = str(error)
+    # Redis 6.2 wraps the error that a script meets: then only the text says what it is.
+    if isinstance(error, OutOfMemoryError) or "OOM " in text or "maxmemory" in text:
+        return OutOfMemory
+    if isinstance(error, _UNFIT) or any(word in text for word in _UNFIT_WORDS):
+        return Unfit
+    return BackendUnavailable
 
 
 def answer(script: Script[R], reply: Any) -> R:

@@ -26,6 +26,9 @@ _KEPT: Final = frozenset(
     }
 )  # fmt: skip
 
+#: A pool counts what it made, not what is open; threads and loops come and go.
+_UNLIMITED: Final = 2**31
+
 _SCHEMES: Final = "redis://host:6379/0, rediss://, unix:///path, embedded://[folder]"
 
 _ASYNC_TWIN: Final[Mapping[type, type]] = {
@@ -49,13 +52,16 @@ class Endpoint:
     label: str  # for messages: no credentials
     prepare: Callable[[], object] | None = None
 
-    def sync_pool(self, timeout: float | None, connect_timeout: float) -> redis.ConnectionPool:
+    def sync_pool(
+        self, timeout: float | None, connect_timeout: float, **options: Any
+    ) -> redis.ConnectionPool:
         """Return a pool that makes connections for threads; it is never asked to keep one."""
         return redis.ConnectionPool(
             connection_class=self.connection_class,
             **self._common(connect_timeout),
             socket_timeout=timeout,
             retry=Retry(NoBackoff(), 0),
+            **options,
         )
 
     def async_pool(self, connect_timeout: float) -> redis.asyncio.ConnectionPool:
@@ -69,7 +75,12 @@ class Endpoint:
 
     def _common(self, connect_timeout: float) -> dict[str, Any]:
         # RESP2 everywhere: the replies of one version of the protocol, and no HELLO on connecting.
-        return {**self.options, "socket_connect_timeout": connect_timeout, "protocol": 2}
+        return {
+            **self.options,
+            "socket_connect_timeout": connect_timeout,
+            "protocol": 2,
+            "max_connections": _UNLIMITED,
+        }
 
 
 def from_environment() -> str:

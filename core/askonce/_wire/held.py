@@ -3,7 +3,7 @@ The sync wire: one redis-py connection held per thread.
 
 redis-py's client spends about half of a GET on its pool, retry closures and hooks; its ``Connection`` alone still
 brings connecting, AUTH and TLS.  Public names only: ``ConnectionPool.make_connection``, ``Connection.connect``,
-``send_packed_command``, ``read_response``, ``disconnect``.
+``send_packed_command``, ``read_response``, ``disconnect``, and the option ``parser_class``.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import threading
 import time
 from typing import Any, Final
 
+from redis.connection import DefaultParser
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..errors import BackendUnavailable
 from .breaker import Breaker
@@ -23,6 +25,31 @@ from .endpoint import Endpoint
 _IDLE: Final = 1.0
 
 
+class _Local(threading.local):
+    """What one thread holds."""
+
+    connection: Any = None
+    used: float = 0.0  # when the connection last answered
+    due: float = 0.0  # when the exchange under way must have ended
+    reads: int = 0  # how often the socket was read for it
+
+
+def _parser_class(local: _Local) -> type:
+    """Return a parser for which the deadline holds for an exchange, not for each part that arrives."""
+
+    class Parser(DefaultParser):  # type: ignore[valid-type,misc]  # redis-py's choice, made at run time
+        def read_from_socket(self, *args: Any, **kwargs: Any) -> Any:
+            # The first read has the socket's own timeout, which is the deadline: no clock is asked on a plain hit.
+            if local.reads and not args and "timeout" not in kwargs:
+                kwargs["timeout"] = local.due - time.monotonic()
+                if kwargs["timeout"] <= 0:
+                    raise RedisTimeoutError("the answer comes in too slowly")
+            local.reads += 1
+            return super().read_from_socket(*args, **kwargs)
+
+    return Parser
+
+
 class Held:
     """Exchanges with one server on a connection that belongs to the calling thread."""
 
@@ -30,12 +57,8 @@ class Held:
         self._endpoint = endpoint
         self._deadline = deadline
         self._breaker = breaker
-        self.forget()
-
-    def forget(self) -> None:
-        """Start anew, without closing: in a forked child the connections are the parent's."""
-        self._local = threading.local()
-        self._pool = self._endpoint.sync_pool(self._deadline, self._deadline)
+        self._local = _Local()
+        self._pool = endpoint.sync_pool(deadline, deadline, parser_class=_parser_class(self._local))
 
     def exchange(self, packed: bytes, count: int) -> list[Any]:
         """
@@ -46,52 +69,54 @@ class Held:
         if not self._breaker.allows():
             raise BackendUnavailable(f"{self._endpoint.label}: not asked, it failed a moment ago")
         local = self._local
-        connection: Any = getattr(local, "connection", None)
+        connection = local.connection
+        now = time.monotonic()
         try:
             if connection is None:
-                if self._endpoint.prepare is not None:
-                    self._endpoint.prepare()
-                connection = local.connection = self._pool.make_connection()
-                connection.connect()
-                replies = _exchange(connection, packed, count)
+                connection = local.connection = self._connect()
+                replies = self._exchange(connection, packed, count, time.monotonic())
             else:
-                idle = time.monotonic() - local.used > _IDLE
                 try:
-                    replies = _exchange(connection, packed, count)
+                    replies = self._exchange(connection, packed, count, now)
                 except RedisConnectionError:
-                    if not idle:
+                    if now - local.used < _IDLE:
                         raise
                     connection.disconnect()
-                    if self._endpoint.prepare is not None:
-                        self._endpoint.prepare()
-                    replies = _exchange(connection, packed, count)  # connects again
+                    connection = local.connection = self._connect()
+                    replies = self._exchange(connection, packed, count, time.monotonic())
         except BaseException as error:
             # Whatever it is (KeyboardInterrupt between write and read too), replies would be out of step.
-            local.connection = None
-            if connection is not None:
-                connection.disconnect()
+            self.drop()
             if not isinstance(error, RedisError | OSError | BackendUnavailable):
                 raise
-            self._breaker.failed()
+            self._breaker.failed(str(error))
             raise BackendUnavailable(f"{self._endpoint.label}: {error}") from error
         self._breaker.succeeded()
-        local.used = time.monotonic()
+        local.used = now
         return replies
 
-    def close(self) -> None:
+    def drop(self) -> None:
         """Close the calling thread's connection; those of other threads close as their threads end."""
-        connection = getattr(self._local, "connection", None)
-        self._local.connection = None
+        connection, self._local.connection = self._local.connection, None
         if connection is not None:
             connection.disconnect()
 
+    def _connect(self) -> Any:
+        if self._endpoint.prepare is not None:
+            self._endpoint.prepare()
+        connection: Any = self._pool.make_connection()
+        self._local.due, self._local.reads = time.monotonic() + self._deadline, 0
+        connection.connect()
+        return connection
 
-def _exchange(connection: Any, packed: bytes, count: int) -> list[Any]:
-    connection.send_packed_command([packed], check_health=False)
-    replies: list[Any] = []
-    for _ in range(count):
-        try:
-            replies.append(connection.read_response(disable_decoding=True))
-        except ResponseError as error:
-            replies.append(error)
-    return replies
+    def _exchange(self, connection: Any, packed: bytes, count: int, now: float) -> list[Any]:
+        local = self._local
+        local.due, local.reads = now + self._deadline, 0
+        connection.send_packed_command([packed], check_health=False)
+        replies: list[Any] = []
+        for _ in range(count):
+            try:
+                replies.append(connection.read_response(disable_decoding=True))
+            except ResponseError as error:
+                replies.append(error)
+        return replies

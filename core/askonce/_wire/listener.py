@@ -104,11 +104,17 @@ class Listener:
         pubsub = client.pubsub()  # type: ignore[no-untyped-call]
         try:
             pubsub.subscribe(*self._channels)
-            pending = len(self._channels)
+            pending, asked = len(self._channels), 0.0
             while not self._closed:
-                message: Any = pubsub.get_message(timeout=_TURN)
+                message: Any = pubsub.get_message(timeout=self._deadline if asked else _TURN)
                 if message is None:
+                    if asked:
+                        raise BackendUnavailable("the push connection does not answer")
+                    if self._waiting:  # a silent connection may be a dead one
+                        pubsub.ping()
+                        asked = time.monotonic()
                     continue
+                asked = 0.0
                 if message["type"] == "subscribe":
                     pending -= 1
                     if pending <= 0:

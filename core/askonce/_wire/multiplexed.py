@@ -9,6 +9,8 @@ that every later reply keeps its owner.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import weakref
 from typing import Any, Final, NamedTuple
 
@@ -73,7 +75,7 @@ class Multiplexed:
                 except RedisConnectionError:
                     if not idle or any(call.future.done() and not call.future.cancelled() for call in burst):
                         raise
-                    await self._drop()
+                    await self.drop()
                     await self._prepare()
                     await self._exchange(burst)
                 self._used = loop.time()
@@ -132,17 +134,26 @@ class Multiplexed:
 
     async def _fail(self, burst: list[_Call], why: str) -> None:
         """The connection is out of step or gone: fail all that wait, and connect anew at the next call."""
-        self._breaker.failed()
+        self._breaker.failed(why)
         calls, self._queue = burst + self._queue, []
         for call in calls:
             if not call.future.done():
                 call.future.set_exception(BackendUnavailable(f"{self._endpoint.label}: {why}"))
-        await self._drop()
+        await self.drop()
 
-    async def _drop(self) -> None:
+    async def drop(self) -> None:
+        """Close the connection; the next exchange connects anew."""
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.disconnect(nowait=True)
+
+    def abandon(self) -> None:
+        """Hang up for a loop that was closed over its connection; the rest is the garbage collector's."""
+        writer = getattr(self._connection, "_writer", None)  # a closed loop cannot run redis-py's disconnect
+        self._connection = None
+        if writer is not None:
+            with contextlib.suppress(OSError):
+                writer.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
     async def aclose(self) -> None:
         """Close on the loop that owns the connection: a loop that ends first leaves noise."""
@@ -158,10 +169,6 @@ class Multiplexers:
 
     def __init__(self, endpoint: Endpoint, deadline: float, breaker: Breaker) -> None:
         self._made = endpoint, deadline, breaker
-        self.forget()
-
-    def forget(self) -> None:
-        """Start anew, without closing: in a forked child the connections are the parent's."""
         self._of_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Multiplexed] = (
             weakref.WeakKeyDictionary()
         )
@@ -170,8 +177,17 @@ class Multiplexers:
         """Return the connection of the running loop."""
         loop = asyncio.get_running_loop()
         if (found := self._of_loop.get(loop)) is None:
+            # A connection refers to its loop: those of loops that were closed over it would never be collected.
+            for closed in [other for other in self._of_loop if other.is_closed()]:
+                if (left := self._of_loop.pop(closed, None)) is not None:
+                    left.abandon()
             found = self._of_loop[loop] = Multiplexed(*self._made)
         return found
+
+    async def drop(self) -> None:
+        """Close the running loop's connection if it has one; the next exchange connects anew."""
+        if (found := self._of_loop.get(asyncio.get_running_loop())) is not None:
+            await found.drop()
 
     async def aclose(self) -> None:
         """Close the running loop's connection."""

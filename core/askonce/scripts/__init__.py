@@ -25,6 +25,7 @@ class Controlled(NamedTuple):
 
     now_ms: int
     word: bytes
+    written: int
 
 
 #: The first item of a ``Leased``; see lease.lua.
@@ -125,5 +126,9 @@ HEAL: Final = Script("heal", Healed._make)
 FORGET: Final = Script("forget", int)
 BUMP: Final = Script("bump", _bytes)
 TAG: Final = Script("tag", _bytes)
+SLIDE: Final = Script("slide", int)
+PUBLISH: Final = Script("publish", int)
 
-ALL: Final[tuple[Script[Any], ...]] = (CONTROL, LEASE, RENEW, RELEASE, STORE, TRIM, HEAL, FORGET, BUMP, TAG)
+ALL: Final[tuple[Script[Any], ...]] = (
+    CONTROL, LEASE, RENEW, RELEASE, STORE, TRIM, HEAL, FORGET, BUMP, TAG, SLIDE, PUBLISH,
+)  # fmt: skip

@@ -1,4 +1,4 @@
--- control(keys=[c], args=[]) -> {now_ms, word}
+-- control(keys=[c], args=[]) -> {now_ms, word, 1 written here | 0 found}
 --
 -- Read the control word, or write a first one. Called once per partition and process, on connecting, and whenever
 -- a read finds no control word, or one that is none.
@@ -8,14 +8,15 @@
 -- A missing word never means "generation 1": after an eviction or a failover that lost the key, old entries would
 -- come back. The first generation is the clock in seconds since 2024-01-01, the first tag sequence the clock in
 -- milliseconds. Both exceed every earlier one as long as bumps average less than one a second and tag
--- invalidations less than a thousand.
+-- invalidations less than a thousand. A process that remembers a greater generation sends it to bump.
 
 local c = KEYS[1]
 local clock = redis.call("TIME")
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local word = redis.call("GET", c)
+local word, written = redis.call("GET", c), 0
 if not word or not string.match(word, "^%d+:%d+$") then
+  written = 1
   word = string.format("%.0f:%.0f", clock[1] - 1704067200, now)
   redis.call("SET", c, word)
 end
-return {now, word}
+return {now, word, written}

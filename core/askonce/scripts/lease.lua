@@ -13,7 +13,8 @@
 --
 -- seen:   bytes 8-15 (the fence) of the entry that the caller holds and wants replaced; "" if it holds none
 -- waited: fence of the flight that the caller waited for; "" for a newcomer. Errors are shared only with those
---         who waited: nobody who asks later is answered with an old error.
+--         who waited: nobody who asks later is answered with an old error. "*" for a refresh behind a caller, which
+--         any failure keeps away while its tombstone stands.
 --
 -- Invariants: at most one unexpired lease per digest and generation. Fences rise, even if f is lost: a fence
 -- exceeds the last one, the fence of the entry and the clock in microseconds. The call may be repeated after a
@@ -51,7 +52,7 @@ if held then
       return {2, now, word, tonumber(fence)}
     elseif failed == "" then
       return {3, now, word, tonumber(fence), redis.call("PTTL", k)}
-    elseif fence == waited then
+    elseif fence == waited or waited == "*" then
       return {4, now, word, rest}
     end
   end

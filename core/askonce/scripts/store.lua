@@ -15,6 +15,7 @@
 -- the next ones, gives the lease back and wakes the waiters: one step, one round trip. The header is written here,
 -- so that every time in it is this server's.
 --
+-- sequence: of tags, when the computation began; "" for a value that was computed just now
 -- body:   tags (if flag 8) and payload
 -- fence:  of the lease; "" for a store without a lease, which gets the next one here (last writer wins)
 -- holder: "<generation>:<fence>:<token>", or "" without a lease. A lost lease is no reason to refuse: with a lease
@@ -45,7 +46,8 @@ local function land(tombstone_ms)
   redis.call(publish, w, message)
 end
 
-if string.match(redis.call("GET", c) or "", "^(%d+):%d+$") ~= generation then
+local current, latest = string.match(redis.call("GET", c) or "", "^(%d+):(%d+)$")
+if current ~= generation then
   land()
   return {-3, now, 0, 0, 0, {}}
 end
@@ -76,7 +78,7 @@ end
 
 local fresh_until = now + ttl_ms
 local retained_until = fresh_until + window_ms
-local header = struct.pack(">c3BI4I8I8I8I8I8", "AO\1", tonumber(flags), tonumber(generation), fence, now, fresh_until, retained_until, tonumber(sequence))
+local header = struct.pack(">c3BI4I8I8I8I8I8", "AO\1", tonumber(flags), tonumber(generation), fence, now, fresh_until, retained_until, tonumber(sequence == "" and latest or sequence))
 redis.call("SET", e, header .. body, "PX", string.format("%.0f", ttl_ms + window_ms))
 local replaced = record(member, retained_until, units)
 redis.call("ZADD", l, now, member)

@@ -18,6 +18,11 @@ local generation, sequence = string.match(redis.call("GET", c) or "", "^(%d+):(%
 if not generation then
   generation, sequence = string.format("%.0f", clock[1] - 1704067200), string.format("%.0f", now)
 end
+if redis.call("EXISTS", tv) == 0 then
+  -- Nothing was invalidated yet, or the list was lost: then nobody knows which tags were, and the floor refuses
+  -- every entry from before the last of them.
+  redis.call("ZADD", tv, sequence, "#")
+end
 sequence = string.format("%.0f", sequence + 1)
 local word = generation .. ":" .. sequence
 redis.call("SET", c, word)

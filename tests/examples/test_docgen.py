@@ -13,6 +13,7 @@ from examples.docgen.records import Call, Kind
 from examples.docgen.report import summary, table
 from examples.docgen.sources import WorkingTree, add_a_comment, rename_a_variable
 from examples.docgen.stopwatch import question_of
+from examples.standin import start
 from rich.console import Console
 
 from askonce import Source
@@ -163,6 +164,12 @@ def test_live_needs_a_key(monkeypatch, capsys):
     assert "OPENAI_API_KEY" in capsys.readouterr().err
 
 
+def test_a_redis_that_is_not_there_is_said_in_one_line(capsys):
+    assert main(["--quick", "--url", "redis://127.0.0.1:1"]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "redis://127.0.0.1:1" in line
+
+
 @pytest.mark.slow
 def test_the_whole_demo_in_small(tmp_path):
     """Round 2 never reaches the model, the edited round does for what was edited, the bump for everything."""
@@ -183,3 +190,17 @@ def test_the_whole_demo_in_small(tmp_path):
         assert len(plain) == len({call.question for call in plain})
     assert bumped.entries >= cold.questions + bumped.questions
     assert len(list(tmp_path.glob("*.md"))) == 8
+
+
+@pytest.mark.slow
+def test_live_asks_the_provider_that_the_environment_names(monkeypatch, capsys):
+    """Here the stand-in again, by OPENAI_BASE_URL; the calls that reached it are counted by us, and rightly."""
+    with start(latency=(0.0, 0.01), error_rate=0.0) as standin:
+        monkeypatch.setenv("OPENAI_BASE_URL", standin.base_url)
+        monkeypatch.setenv("OPENAI_API_KEY", "a-key-that-is-never-shown")
+        assert main(["--live", "--quick"]) == 0
+        calls = standin.stats().calls
+    out, err = capsys.readouterr()
+    (reached,) = [line for line in out.splitlines() if line.startswith(" reached the model ")]
+    assert int(reached.split()[-1]) == calls
+    assert "a-key-that-is-never-shown" not in out + err

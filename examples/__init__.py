@@ -1,0 +1,1 @@
+"""Programs that use askonce as an application would. Run them from the root of the repository."""

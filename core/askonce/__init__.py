@@ -20,6 +20,7 @@ from .errors import (
     LeaderFailed,
     MissingExtra,
     NotCached,
+    StreamBroken,
     Uncacheable,
 )
 from .keys import Difference, Explanation, Request, Verbatim
@@ -53,6 +54,7 @@ __all__ = [
     "Size",
     "Source",
     "Stats",
+    "StreamBroken",
     "Uncacheable",
     "Usage",
     "Verbatim",

@@ -7,12 +7,11 @@ import contextlib
 import functools
 import inspect
 import time
-import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, ParamSpec, TypeVar, assert_never, overload
 
 from . import _programs as programs
+from ._astream import stream
 from ._effects import (
     TIMED_OUT,
     Ask,
@@ -31,6 +30,7 @@ from ._effects import (
     Program,
     Sleep,
 )
+from ._loops import awaited, detach, running_loop, settle, within
 from ._namespace import Call
 from ._view import View, memo_request
 from ._wire.commands import answer, checked, is_unknown_script, pack, pack_load, pack_script
@@ -43,44 +43,7 @@ from .served import AnyServed, Served
 from .stats import Stats, Usage
 
 T = TypeVar("T")
-R = TypeVar("R")
 P = ParamSpec("P")
-
-#: Detached work of each loop; a task that nothing refers to may be collected while it runs.
-_background: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, set[asyncio.Task[Any]]] = (
-    weakref.WeakKeyDictionary()
-)
-
-
-def running_loop() -> asyncio.AbstractEventLoop | None:
-    """Return the event loop that this thread is running, if any."""
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-
-
-async def _awaited(value: Awaitable[T] | T) -> T:
-    if isinstance(value, Awaitable):
-        awaited: T = await value
-        return awaited
-    return value
-
-
-async def _within(future: Future[T], seconds: float, otherwise: R) -> T | R:
-    """
-    Return what *future* holds, or *otherwise* after *seconds*.
-
-    Shielded: one impatient caller must not cancel what others wait for.  The future may belong to any thread or loop.
-    """
-    waiting = asyncio.wrap_future(future)
-    waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, even if nobody asks
-    try:
-        return await asyncio.wait_for(asyncio.shield(waiting), seconds)
-    except TimeoutError:
-        if future.done():
-            raise  # the leader's own error
-        return otherwise
 
 
 class AsyncCache(View):
@@ -158,7 +121,7 @@ class AsyncCache(View):
         digest = self._digest(request, control)
 
         async def compute(_: Sequence[int]) -> list[T]:
-            return [await _awaited(fn())]
+            return [await awaited(fn())]
 
         call = self._call(codec, admit, compute, (digest,))
         if control is NONE:
@@ -169,6 +132,30 @@ class AsyncCache(View):
             digest, self._policy, control, ttl=ttl, tags=tags, home=asyncio.get_running_loop()
         )
         return await self._run(programs.get_or_compute(self._namespace.state, wanted, fetched), call)
+
+    def stream(
+        self,
+        request: object,
+        fn: Callable[[], AsyncIterator[T] | Awaitable[AsyncIterator[T]] | Iterable[T]],
+        *,
+        ttl: Duration | None = None,
+        tags: Sequence[str] = (),
+        codec: Codec[T] | None = None,
+        admit: Admit | None = None,
+        drain: Duration = 0.0,
+    ) -> AsyncIterator[T]:
+        """
+        Return the chunks of an answer: stored, running anywhere, or produced by *fn*, which is called at most once.
+
+        Recorded while they are passed on, and stored only when the producer came to its end.  Who asks meanwhile, in
+        any process, is given the same chunks from the first on as they come.  When the consumer goes away early, the
+        producer is closed and a follower takes over; with ``drain`` it is read to its end in the background, for at
+        most that long.  No chunk is given twice: if a followed stream breaks off and the model's new answer begins
+        differently, StreamBroken is raised.
+        """
+        home = running_loop()
+        asked = self._stream_words(request, codec, admit, drain, ttl=ttl, tags=tags, home=home)
+        return stream(self, asked, fn)
 
     async def get_many(
         self, requests: Sequence[object], *, codec: Codec[Any] | None = None
@@ -198,7 +185,7 @@ class AsyncCache(View):
         firsts = [requests[numbers.index(number)] for number in range(len(asks))]
 
         async def compute(indices: Sequence[int]) -> Sequence[Any]:
-            return await _awaited(fn([firsts[index] for index in indices]))
+            return await awaited(fn([firsts[index] for index in indices]))
 
         call = self._call(codec, admit, compute, [wanted.digest for wanted in asks])
         served = await self._run(programs.get_or_compute_many(self._namespace.state, asks), call)
@@ -306,8 +293,7 @@ class AsyncCache(View):
 
     async def aclose(self) -> None:
         """Wait for background work and close connections; scopes share them.  A closed cache connects anew if used."""
-        background = self._background_tasks()
-        await asyncio.gather(*background, return_exceptions=True)
+        await settle()
         with contextlib.suppress(BackendUnavailable):  # strict: there is nobody to count for
             await self._run(programs.flush(self._namespace.state), Call())
         await self._namespace.multiplexers.aclose()
@@ -328,16 +314,13 @@ class AsyncCache(View):
         if (word := part.word) is None:
             return None, None
         members = (word.prefix + digest,)
-        now_ms = namespace.clock.now_ms()
+        now = namespace.clock.now()
         try:
-            replies = await self._exchange(namespace.pack_fetch(part, members, now_ms), 2)
-            fetched = namespace.fetched(part, members, now_ms, replies)
+            replies = await self._exchange(namespace.pack_fetch(part, members, now), 2)
+            fetched = namespace.fetched(part, members, now, replies)
         except BackendUnavailable:
             return None, None  # the program meets it again, at once, and decides
         return namespace.plain_hit(part, fetched, word.prefix, self._policy, call), fetched
-
-    def _background_tasks(self) -> set[asyncio.Task[Any]]:
-        return _background.setdefault(asyncio.get_running_loop(), set())
 
     async def _run(self, program: Program[T], call: Call) -> T:
         reply: Any = None
@@ -371,35 +354,39 @@ class AsyncCache(View):
             case Decode(flags, payload):
                 return call.decode(flags, payload)
             case Join(flight, seconds):
-                return await _within(flight.future, seconds, TIMED_OUT)
-            case Listen(_, digest):
+                return await within(flight.future, seconds, TIMED_OUT)
+            case Listen(_, digest, chunks):
                 listener = self._namespace.listener
                 if listener.ready:
-                    return listener.register(digest)
-                return await asyncio.to_thread(listener.register, digest)
+                    return listener.register(digest, chunks)
+                return await asyncio.to_thread(listener.register, digest, chunks)
             case Sleep(waiter, seconds):
                 start = time.monotonic()
-                await _within(waiter.woken, seconds, None)
+                await within(waiter.woken, seconds, None)
                 return time.monotonic() - start
             case Detach(program):
-                task = asyncio.get_running_loop().create_task(self._run(program, call))
-                tasks = self._background_tasks()
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
+                detach(self._run(program, call))
                 return None
             case _:
                 assert_never(effect)
 
     async def _exchange(self, packed: bytes, count: int) -> list[Any]:
-        more, extra = self._namespace.due_counters()
-        wire = self._namespace.multiplexers.here()
-        return (await wire.exchange(packed + more, count + extra))[:count]
+        namespace = self._namespace
+        wire, counters = namespace.multiplexers.here(), namespace.due_counters()
+        if not counters:
+            return await wire.exchange(packed, count)
+        packed += namespace.pack_counters(counters)
+        try:
+            return (await wire.exchange(packed, count + len(counters)))[:count]
+        except BackendUnavailable:
+            namespace.state.counters.give_back(counters)
+            raise
 
     async def _fetch(self, effect: Fetch) -> Fetched:
         namespace, part = self._namespace, self._namespace.state.partitions[effect.partition]
-        now_ms = namespace.clock.now_ms()
-        replies = await self._exchange(namespace.pack_fetch(part, effect.members, now_ms), 2)
-        return namespace.fetched(part, effect.members, now_ms, replies)
+        now = namespace.clock.now()
+        replies = await self._exchange(namespace.pack_fetch(part, effect.members, now), 2)
+        return namespace.fetched(part, effect.members, now, replies)
 
     async def _invoke(self, effect: Invoke[T]) -> T:
         packed = pack_script(effect.script, effect.keys, effect.args)
@@ -417,7 +404,7 @@ class AsyncCache(View):
         self._namespace.clock.note(result, before, time.monotonic())
         return result
 
-    async def _invoke_many(self, effect: InvokeMany[T]) -> list[T | Exception]:
+    async def _invoke_many(self, effect: InvokeMany[T]) -> list[T | BackendUnavailable]:
         packed = b"".join(pack_script(effect.script, keys, args) for keys, args in effect.calls)
         count = len(effect.calls)
         replies = await self._exchange(packed, count)
@@ -487,4 +474,4 @@ class AsyncLease:
 
     def __del__(self) -> None:
         if not getattr(self, "_done", True):
-            self._cache._namespace.orphan(self._held)
+            self._cache._namespace.orphan(self._owner, self._held)

@@ -7,12 +7,12 @@ import functools
 import inspect
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, ParamSpec, TypeVar, assert_never, overload
 
 from . import _programs as programs
-from ._aio import AsyncCache, running_loop
+from ._aio import AsyncCache
 from ._effects import (
     TIMED_OUT,
     Ask,
@@ -31,7 +31,9 @@ from ._effects import (
     Program,
     Sleep,
 )
+from ._loops import running_loop
 from ._namespace import Call
+from ._stream import stream
 from ._view import View, memo_request
 from ._wire.commands import answer, checked, is_unknown_script, pack, pack_load, pack_script
 from .control import NONE, current
@@ -131,6 +133,29 @@ class Cache(View):
                 return served
         wanted = self._namespace.ask(digest, self._policy, control, ttl=ttl, tags=tags)
         return self._run(programs.get_or_compute(self._namespace.state, wanted, fetched), call)
+
+    def stream(
+        self,
+        request: object,
+        fn: Callable[[], Iterable[T]],
+        *,
+        ttl: Duration | None = None,
+        tags: Sequence[str] = (),
+        codec: Codec[T] | None = None,
+        admit: Admit | None = None,
+        drain: Duration = 0.0,
+    ) -> Iterator[T]:
+        """
+        Return the chunks of an answer: stored, running anywhere, or produced by *fn*, which is called at most once.
+
+        Recorded while they are passed on, and stored only when the producer came to its end.  Who asks meanwhile, in
+        any process, is given the same chunks from the first on as they come.  When the consumer goes away early, the
+        producer is closed and a follower takes over; with ``drain`` it is read to its end in the background, for at
+        most that long.  No chunk is given twice: if a followed stream breaks off and the model's new answer begins
+        differently, StreamBroken is raised.
+        """
+        asked = self._stream_words(request, codec, admit, drain, ttl=ttl, tags=tags)
+        return stream(self, asked, fn)
 
     def get_many(
         self, requests: Sequence[object], *, codec: Codec[Any] | None = None
@@ -282,10 +307,10 @@ class Cache(View):
         if (word := part.word) is None:
             return None, None
         members = (word.prefix + digest,)
-        now_ms = namespace.clock.now_ms()
+        now = namespace.clock.now()
         try:
-            replies = self._exchange(namespace.pack_fetch(part, members, now_ms), 2)
-            fetched = namespace.fetched(part, members, now_ms, replies)
+            replies = self._exchange(namespace.pack_fetch(part, members, now), 2)
+            fetched = namespace.fetched(part, members, now, replies)
         except BackendUnavailable:
             return None, None  # the program meets it again, at once, and decides
         return namespace.plain_hit(part, fetched, word.prefix, self._policy, call), fetched
@@ -330,29 +355,36 @@ class Cache(View):
                     if flight.future.done():
                         raise  # the leader's own error
                     return TIMED_OUT
-            case Listen(_, digest):
-                return self._namespace.listener.register(digest)
+            case Listen(_, digest, chunks):
+                return self._namespace.listener.register(digest, chunks)
             case Sleep(waiter, seconds):
                 start = time.monotonic()
                 with contextlib.suppress(FutureTimeoutError):
                     waiter.woken.result(seconds)
                 return time.monotonic() - start
             case Detach(program):
-                with contextlib.suppress(RuntimeError):  # the interpreter is shutting down
-                    self._namespace.background.submit(self._run, program, call)
+                self._namespace.background.submit(functools.partial(self._run, program, call))
                 return None
             case _:
                 assert_never(effect)
 
     def _exchange(self, packed: bytes, count: int) -> list[Any]:
-        more, extra = self._namespace.due_counters()
-        return self._namespace.held.exchange(packed + more, count + extra)[:count]
+        namespace = self._namespace
+        counters = namespace.due_counters()
+        if not counters:
+            return namespace.held.exchange(packed, count)
+        packed += namespace.pack_counters(counters)
+        try:
+            return namespace.held.exchange(packed, count + len(counters))[:count]
+        except BackendUnavailable:
+            namespace.state.counters.give_back(counters)
+            raise
 
     def _fetch(self, effect: Fetch) -> Fetched:
         namespace, part = self._namespace, self._namespace.state.partitions[effect.partition]
-        now_ms = namespace.clock.now_ms()
-        replies = self._exchange(namespace.pack_fetch(part, effect.members, now_ms), 2)
-        return namespace.fetched(part, effect.members, now_ms, replies)
+        now = namespace.clock.now()
+        replies = self._exchange(namespace.pack_fetch(part, effect.members, now), 2)
+        return namespace.fetched(part, effect.members, now, replies)
 
     def _invoke(self, effect: Invoke[T]) -> T:
         packed = pack_script(effect.script, effect.keys, effect.args)
@@ -370,7 +402,7 @@ class Cache(View):
         self._namespace.clock.note(result, before, time.monotonic())
         return result
 
-    def _invoke_many(self, effect: InvokeMany[T]) -> list[T | Exception]:
+    def _invoke_many(self, effect: InvokeMany[T]) -> list[T | BackendUnavailable]:
         packed = b"".join(pack_script(effect.script, keys, args) for keys, args in effect.calls)
         count = len(effect.calls)
         replies = self._exchange(packed, count)
@@ -444,4 +476,4 @@ class Lease:
 
     def __del__(self) -> None:
         if not getattr(self, "_done", True):
-            self._cache._namespace.orphan(self._held)
+            self._cache._namespace.orphan(self._owner, self._held)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from ._flights import Flight, Landed
+from .errors import BackendUnavailable
 from .scripts import Arg, Script
 
 T = TypeVar("T")
@@ -148,10 +149,11 @@ class Join:
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """Register for the message that the flight of *digest* has landed, wherever it is led."""
+    """Register for the message that the flight of *digest* has landed, wherever it is led, or has more chunks."""
 
     partition: int
     digest: bytes
+    chunks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +191,9 @@ def invoke(script: Script[R], partition: int, keys: tuple[bytes, ...], *args: Ar
 
 def invoke_many(
     script: Script[R], partition: int, calls: tuple[tuple[tuple[bytes, ...], tuple[Arg, ...]], ...]
-) -> Program[list[R | Exception]]:
+) -> Program[list[R | BackendUnavailable]]:
     """Return the answer, or the error, of each call of *script*."""
-    answers: list[R | Exception] = yield InvokeMany(script, partition, calls)
+    answers: list[R | BackendUnavailable] = yield InvokeMany(script, partition, calls)
     return answers
 
 
@@ -231,9 +233,9 @@ def join(flight: Flight, seconds: float) -> Program[Landed | TimedOut | None]:
     return landed
 
 
-def listen(partition: int, digest: bytes) -> Program[Waiter]:
+def listen(partition: int, digest: bytes, *, chunks: bool = False) -> Program[Waiter]:
     """Return a registration for the message of *digest*."""
-    waiter: Waiter = yield Listen(partition, digest)
+    waiter: Waiter = yield Listen(partition, digest, chunks)
     return waiter
 
 

@@ -12,6 +12,8 @@ from concurrent.futures import Future
 from threading import RLock
 from typing import Any, NamedTuple, TypeAlias
 
+from ._tapes import Tape
+
 #: The control word that was current at boarding, and the digest: who asks after an invalidation boards anew.
 Key: TypeAlias = tuple[bytes, bytes]
 
@@ -29,11 +31,12 @@ class Landed(NamedTuple):
 class Flight:
     """One computation under way.  ``home`` is what must not block for it: the leader's event loop, if any."""
 
-    __slots__ = ("fence", "future", "home", "key")
+    __slots__ = ("fence", "future", "home", "key", "tape")
 
-    def __init__(self, key: Key, home: object) -> None:
+    def __init__(self, key: Key, home: object, tape: Tape | None) -> None:
         self.key = key
         self.home = home
+        self.tape = tape  # of a stream
         self.fence = 0  # of the leader's lease, once it has one
         #: Landed; None if the leader gave up, so that a follower leads next; or the leader's error.
         self.future: Future[Landed | None] = Future()
@@ -48,7 +51,9 @@ class Flights:
         self._lock = RLock()  # re-entrant: the garbage collector may land an abandoned flight at any time
         self._flights: dict[Key, Flight] = {}
 
-    def board(self, key: Key, home: object = None, least: int = 0) -> tuple[Flight, bool]:
+    def board(
+        self, key: Key, home: object = None, least: int = 0, *, tape: bool = False
+    ) -> tuple[Flight, bool]:
         """
         Return the key's flight, and whether the caller is to lead it.
 
@@ -58,7 +63,7 @@ class Flights:
             flight = self._flights.get(key)
             if flight is not None and not 0 < flight.fence < least:
                 return flight, False
-            flight = self._flights[key] = Flight(key, home)
+            flight = self._flights[key] = Flight(key, home, Tape() if tape else None)
             return flight, True
 
     def land(self, flight: Flight, landed: Landed | None = None, error: Exception | None = None) -> None:
@@ -66,6 +71,8 @@ class Flights:
         with self._lock:
             if self._flights.get(flight.key) is flight:
                 del self._flights[flight.key]
+        if flight.tape is not None:
+            flight.tape.end(complete=landed is not None, error=error)
         if flight.future.done():
             return
         if error is not None:

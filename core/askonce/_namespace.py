@@ -13,14 +13,13 @@ import random
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from queue import SimpleQueue
 from typing import Any, Final, TypeVar
 
+from ._background import Background
 from ._effects import Computed, Encoded, Fetched, Renewal
 from ._flights import Flights
 from ._programs import Ask, Held, Partition, State
@@ -30,13 +29,14 @@ from ._wire.endpoint import Endpoint, from_client, from_environment, from_url
 from ._wire.held import Held as HeldConnections
 from ._wire.listener import Listener
 from ._wire.multiplexed import Multiplexers
+from ._wire.publisher import Publisher
 from ._wire.renewals import Renewals
 from .control import Control, checked_tags
 from .entry import UNIT, Codec, Corrupt, decode, decode_payload, encode, parse
 from .errors import BackendUnavailable, ConfigurationError, Unfit
 from .keys import Names, check_namespace, partition_tags, tag_hash
 from .policy import Admit, Duration, Freshness, Policy, Refused, Size, seconds, size
-from .scripts import RELEASE, RENEW, Arg, Script
+from .scripts import PUBLISH, RELEASE, RENEW, Arg, Script
 from .served import AnyServed, Served, Source
 from .stats import Counters, Event
 
@@ -46,7 +46,8 @@ _log = logging.getLogger("askonce")
 
 #: How often a process adds its counters to the fleet's, in the write of something else.
 _FLUSH_S: Final = 1.0
-_BACKGROUND_THREADS: Final = 8
+#: How long ``close`` waits for what runs in the background.
+_SETTLE_S: Final = 30.0
 _MOST_ENTRIES: Final = 1_000_000_000
 
 #: The digests whose computation the running code is part of.
@@ -169,9 +170,9 @@ class Clock:
 
     offset_ms: float = field(default_factory=lambda: (time.time() - time.monotonic()) * 1000)
 
-    def now_ms(self) -> int:
+    def now(self) -> float:
         """Return the server's time in milliseconds, as far as it is known."""
-        return int(time.monotonic() * 1000 + self.offset_ms)
+        return time.monotonic() * 1000 + self.offset_ms
 
     def note(self, answer: object, before: float, after: float) -> None:
         """Learn from an answer that carries the server's time; *before* and *after* are of time.monotonic()."""
@@ -207,6 +208,8 @@ class Namespace:
         self.multiplexers = Multiplexers(self.endpoint, settings.deadline, self.breaker)
         self.listener = self._new_listener()
         self.renewals = Renewals(self._renew, self._bury)
+        self.background = Background()
+        self.publisher = Publisher(self._publish)
         #: Leases whose owner was collected without finishing them.  SimpleQueue: the collector may call at any time.
         self._orphans: SimpleQueue[Held] = SimpleQueue()
         #: Threads and tasks that hold unfinished leases, and how many.
@@ -215,7 +218,6 @@ class Namespace:
 
     def after_fork(self) -> None:
         """Start anew in a forked child: sockets, locks and threads are the parent's."""
-        self.__dict__.pop("background", None)
         self._start()
 
     def unfit(self, error: Unfit) -> None:
@@ -233,15 +235,9 @@ class Namespace:
             except Exception:  # noqa: BLE001  a listener's error is not the caller's
                 _log.exception("on_event failed")
 
-    @cached_property
-    def background(self) -> ThreadPoolExecutor:
-        """The threads that run what the sync driver detaches."""
-        return ThreadPoolExecutor(_BACKGROUND_THREADS, thread_name_prefix="askonce")
-
     def close(self) -> None:
         """Wait for detached work, add the last counters, close what belongs to the calling thread."""
-        if (background := self.__dict__.pop("background", None)) is not None:
-            background.shutdown(wait=True)
+        self.background.settle(_SETTLE_S)
         self.listener.close()
         self.listener = self._new_listener()
         self.held.drop()
@@ -252,28 +248,27 @@ class Namespace:
 
     # --- the straight path: what both drivers do before a program is needed -----------------------------------
 
-    def pack_fetch(self, part: Partition, members: Sequence[bytes], now_ms: int) -> bytes:
+    def pack_fetch(self, part: Partition, members: Sequence[bytes], now: float) -> bytes:
         """Return one write that reads the control word and the entries, and touches them."""
         names = part.names
         entries = [names.e + member for member in members]
-        touched: list[bytes | str | int] = []
+        this_use = b"%.3f" % now
+        touched: list[bytes] = []
         for member in members:
-            touched += (now_ms, member)
+            touched += (this_use, member)
         return pack(("MGET", names.c, *entries)) + pack(("ZADD", names.l, "XX", "CH", *touched))
 
     def fetched(
-        self, part: Partition, members: Sequence[bytes], now_ms: int, replies: Sequence[Any]
+        self, part: Partition, members: Sequence[bytes], now: float, replies: Sequence[Any]
     ) -> Fetched:
         """Return the two replies to ``pack_fetch`` as an answer; a touch that failed is just lost."""
         word, *entries = checked(replies[0])
         if len(members) == 1:
             changed, there = replies[1], entries[0] is not None
-            # 0 for an entry that is there: it is in no book (or was touched in this very millisecond).
-            # 1 for one that is not: the books hold what somebody deleted.
-            if changed in (0, 1) and bool(changed) is not there and part.last_touch != (members[0], now_ms):
+            # 0 for an entry that is there: it is in no book.  1 for one that is not: somebody deleted it.
+            if changed in (0, 1) and bool(changed) is not there:
                 part.suspect(members[0])
-            part.last_touch = (members[0], now_ms)
-        return Fetched(word, entries, now_ms)
+        return Fetched(word, entries, int(now))
 
     def plain_hit(
         self, part: Partition, fetched: Fetched, prefix: bytes, policy: Policy, call: Call
@@ -287,27 +282,29 @@ class Namespace:
         entry = parse(data)
         if entry is None or entry.generation != word.generation or entry.flags & 8:
             return None
-        if policy.judge(entry.fresh_until, fetched.now_ms) is not Freshness.FRESH:
+        # The estimate of the server's clock may be behind the moment of the store.
+        now_ms = max(fetched.now_ms, entry.created)
+        if policy.judge(entry.fresh_until, now_ms) is not Freshness.FRESH:
             return None
         try:
             value = decode(entry, call.codec)
         except Corrupt:
             return None
         self.state.counters.add("hits")
-        age, ttl = fetched.now_ms - entry.created, entry.fresh_until - fetched.now_ms
-        return Served(value, Source.HIT, max(age, 0) / 1000, ttl / 1000)
+        return Served(value, Source.HIT, (now_ms - entry.created) / 1000, (entry.fresh_until - now_ms) / 1000)
 
-    def due_counters(self) -> tuple[bytes, int]:
-        """Return commands that add this process's counters to the fleet's, if that is due, and their number."""
+    def due_counters(self) -> dict[str, int]:
+        """Return counters to be added to the fleet's in the write of something else, if that is due."""
         now = time.monotonic()
-        if now - self._flushed < _FLUSH_S:
-            return b"", 0
+        if now - self._flushed < _FLUSH_S or self.breaker.troubled:
+            return {}
         self._flushed = now
+        return self.state.counters.take()
+
+    def pack_counters(self, counters: dict[str, int]) -> bytes:
+        """Return the commands that add *counters* to the fleet's."""
         name = self.state.partitions[0].names.s
-        commands = [
-            pack(("HINCRBY", name, field, count)) for field, count in self.state.counters.take().items()
-        ]
-        return b"".join(commands), len(commands)
+        return b"".join(pack(("HINCRBY", name, counter, count)) for counter, count in counters.items())
 
     # --- requests ---------------------------------------------------------------------------------------------
 
@@ -342,7 +339,7 @@ class Namespace:
             share_errors=share_errors,
             index=index,
             home=home,
-            now_ms=self.clock.now_ms(),
+            now_ms=int(self.clock.now()),
             leading=leading.get(),
         )
 
@@ -357,9 +354,9 @@ class Namespace:
             for lease in leases:
                 self.renewals.discard(lease)
 
-    def answers(self, script: Script[R], replies: Sequence[Any]) -> list[R | Exception]:
+    def answers(self, script: Script[R], replies: Sequence[Any]) -> list[R | BackendUnavailable]:
         """Return the answer, or the error, of each reply to *script*."""
-        found: list[R | Exception] = []
+        found: list[R | BackendUnavailable] = []
         for reply in replies:
             try:
                 found.append(answer(script, reply))
@@ -392,8 +389,9 @@ class Namespace:
         if held.grant is not None:
             self.renewals.discard(held.grant.renewal(held.wanted))
 
-    def orphan(self, held: Held) -> None:
-        """Take over from an owner that was collected; called by the garbage collector, so it must not block."""
+    def orphan(self, owner: object, held: Held) -> None:
+        """Take over a lease that was collected; called by the garbage collector, so it must not block."""
+        self._holders[owner] = max(self._holders.get(owner, 0) - 1, 0)
         if held.flight is not None:
             self.state.flights.land(held.flight)
         if held.grant is not None:
@@ -408,6 +406,20 @@ class Namespace:
             names, digest = held.wanted.partition.names, held.wanted.digest
             args = (held.grant.holder, 0, b"", held.wanted.partition.publish, b"d" + digest)
             self._invoke(RELEASE, (names.k + digest, names.w), args)
+
+    def _publish(self, held: Held, chunks: list[bytes]) -> int:
+        grant, digest, part = held.grant, held.wanted.digest, held.wanted.partition
+        if grant is None:
+            return 0
+        keys = (part.names.k + digest, part.names.r + b"%b:%d" % (digest, grant.fence), part.names.w)
+        args: tuple[Arg, ...] = (
+            grant.holder,
+            held.wanted.policy.lease_ms,
+            part.publish,
+            b"r" + digest,
+            *chunks,
+        )
+        return self._invoke(PUBLISH, keys, args)
 
     def _renew(self, renewal: Renewal) -> bool:
         return self._invoke(RENEW, (renewal.key,), (renewal.holder, renewal.lease_ms))

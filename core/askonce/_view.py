@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 
 from ._namespace import Call, Namespace, Settings
 from ._programs import Ask
+from ._recording import Asked
 from .control import Control, current
-from .entry import Codec
+from .entry import ChunksCodec, Codec, decode_chunk
 from .errors import ConfigurationError
-from .keys import PLAIN, Explanation, Fingerprints, Request, differences, visible
-from .policy import Admit, Duration, Policy, Size
+from .keys import PLAIN, STREAM, Explanation, Fingerprints, Request, differences, visible
+from .policy import Admit, Duration, Policy, Size, seconds
 from .stats import Event
 
 V = TypeVar("V", bound="View")
@@ -154,6 +155,17 @@ class View:
         digests: Sequence[bytes] = (),
     ) -> Call:
         return Call(codec, admit or self._admit, None, compute, digests)
+
+    def _stream_words(
+        self, request: object, codec: Codec[Any] | None, admit: Admit | None, drain: Duration, **words: Any
+    ) -> Asked:
+        chosen = admit or self._admit
+        wanted = self._ask(Request(STREAM, request), **words)
+        call = self._call(ChunksCodec())
+        call.admit = (
+            None if chosen is None else lambda chunks: chosen([decode_chunk(c, codec) for c in chunks])
+        )
+        return Asked(wanted, call, codec, seconds("drain", drain))
 
     def _distinct(self, requests: Sequence[object], **words: Any) -> tuple[list[Ask], list[int]]:
         """Return an Ask for each distinct request, numbered in order, and for each request the number of its Ask."""

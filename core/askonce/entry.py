@@ -144,6 +144,34 @@ def decode_payload(flags: int, payload: bytes, codec: Codec[Any] | None) -> Any:
     return _read(payload[:1], data, codec)
 
 
+def encode_chunk(chunk: object, codec: Codec[Any] | None) -> bytes:
+    """Return one chunk of a stream as it is recorded; raise Uncacheable if it would not come back as it is."""
+    kind, data = _write(chunk, codec)
+    return kind + data
+
+
+def decode_chunk(data: bytes, codec: Codec[Any] | None) -> Any:
+    """Return the chunk in *data*; raise Corrupt if it was not written by this codec."""
+    return _read(data[:1], data[1:], codec)
+
+
+class ChunksCodec:
+    """A whole stream: its encoded chunks, in order."""
+
+    name = "chunks"
+
+    def encode(self, value: list[bytes]) -> bytes:
+        """Return the chunks as one value."""
+        return ormsgpack.packb(value)
+
+    def decode(self, data: bytes) -> list[bytes]:
+        """Return the chunks in *data*."""
+        chunks = ormsgpack.unpackb(data)
+        if not isinstance(chunks, list) or not all(isinstance(chunk, bytes) for chunk in chunks):
+            raise Corrupt("no list of chunks")
+        return chunks
+
+
 def _write(value: object, codec: Codec[Any] | None) -> tuple[bytes, bytes]:
     if codec is not None:
         name = codec.name.encode()

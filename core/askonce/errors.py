@@ -7,6 +7,7 @@ Every error that askonce raises on its own account.
     ├── Uncacheable           a request or a value that cannot be keyed or stored without guessing
     ├── NotCached             only_if_cached was asked for, and nothing can be served
     ├── LeaderFailed          the caller elsewhere whose answer this call waited for has failed
+    ├── StreamBroken          a stream that was followed broke off, and cannot be continued as it began
     └── BackendUnavailable    Redis did not answer in time, or answered with an error
         ├── OutOfMemory       ... that it has no room (-OOM)
         └── Unfit             ... that it cannot serve now (read-only, loading, not permitted)
@@ -53,6 +54,24 @@ class LeaderFailed(AskonceError):
 
     def __reduce__(self) -> tuple[type["LeaderFailed"], tuple[str]]:
         return type(self), (self.error_type,)
+
+
+class StreamBroken(AskonceError):
+    """
+    The leader of a stream that this caller followed is gone, and the answer computed instead begins differently.
+
+    ``passed`` is how many chunks this caller was given before.  No chunk is ever given twice.
+    """
+
+    def __init__(self, passed: int) -> None:
+        super().__init__(
+            f"the stream broke off after {passed} chunks, and the model's new answer begins differently; "
+            "ask again for a whole one"
+        )
+        self.passed = passed
+
+    def __reduce__(self) -> tuple[type["StreamBroken"], tuple[int]]:
+        return type(self), (self.passed,)
 
 
 class BackendUnavailable(AskonceError):

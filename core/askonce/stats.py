@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from threading import Lock
+from threading import RLock
 from typing import Any
 
 
@@ -106,7 +106,7 @@ class Counters:
     __slots__ = ("_lock", "_pending")
 
     def __init__(self) -> None:
-        self._lock = Lock()
+        self._lock = RLock()  # re-entrant: the garbage collector may count at any time
         self._pending: dict[str, int] = {}
 
     def add(self, name: str, count: int = 1) -> None:

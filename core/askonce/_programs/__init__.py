@@ -17,10 +17,13 @@ from .compute import get_or_compute
 from .find import lookup
 from .many import get_many, get_or_compute_many
 from .state import Ask, Partition, State
+from .stream import Chunks, Elsewhere, end, follow, tune_in
 from .write import store
 
 __all__ = [
     "Ask",
+    "Chunks",
+    "Elsewhere",
     "Held",
     "Partition",
     "State",
@@ -28,8 +31,10 @@ __all__ = [
     "begin",
     "bump",
     "clear",
+    "end",
     "finish",
     "flush",
+    "follow",
     "get_many",
     "get_or_compute",
     "get_or_compute_many",
@@ -37,6 +42,7 @@ __all__ = [
     "invalidate_tag",
     "lookup",
     "store",
+    "tune_in",
     "usage",
     "whereabouts",
 ]

@@ -32,8 +32,8 @@ def invalidate(state: State, wanted: Ask) -> Program[bool]:
         member = word.prefix + wanted.digest
         keys = (names.l, names.x, names.f, names.w, names.e + member)
         removed = yield from invoke(FORGET, part.index, keys, _GRAVE_MS, part.publish, member)
-    except BackendUnavailable:
-        failed(state)
+    except BackendUnavailable as error:
+        failed(state, error)
         return False
     state.flights.ground(wanted.digest)
     state.counters.add("invalidated", removed)
@@ -46,8 +46,8 @@ def invalidate_tag(state: State, tag: bytes) -> Program[bool]:
         for part in state.partitions:
             keys = (part.names.c, part.names.tv, part.names.w)
             note_word(part, (yield from invoke(TAG, part.index, keys, part.publish, _TAGS_KEPT, tag.hex())))
-    except BackendUnavailable:
-        failed(state)
+    except BackendUnavailable as error:
+        failed(state, error)
         return False
     return True
 
@@ -56,8 +56,8 @@ def bump(state: State) -> Program[int]:
     """Make every entry unreachable; return the new generation, or 0 if Redis could not be told."""
     try:
         generation = yield from _bump(state)
-    except BackendUnavailable:
-        failed(state)
+    except BackendUnavailable as error:
+        failed(state, error)
         return 0
     for part in state.partitions:
         yield from detach(_sweep_behind(state, part))
@@ -71,8 +71,8 @@ def clear(state: State) -> Program[int]:
         removed = 0
         for part in state.partitions:
             removed += yield from _sweep(state, part)
-    except BackendUnavailable:
-        failed(state)
+    except BackendUnavailable as error:
+        failed(state, error)
         return 0
     return removed
 
@@ -162,8 +162,8 @@ def flush(state: State) -> Program[Stats]:
             )
         for name, count in pending.items():
             totals[name] = totals.get(name, 0) + count
-    except BackendUnavailable:
-        failed(state)
+    except BackendUnavailable as error:
+        failed(state, error)
         return from_counters(state.counters.peek(), fleet=False)
     return from_counters(totals, fleet=True)
 
@@ -172,6 +172,6 @@ def whereabouts(state: State, part: Partition) -> Program[int | None]:
     """Return the partition's current generation, or None while Redis is away."""
     try:
         return (yield from connect(part)).generation
-    except BackendUnavailable:
-        failed(state)
+    except BackendUnavailable as error:
+        failed(state, error)
         return None

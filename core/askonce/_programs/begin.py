@@ -39,8 +39,8 @@ def begin(state: State, wanted: Ask, *, refresh: bool) -> Program[AnyServed | He
         else:
             found = yield from find(state, wanted)
             seen = found.seen if found else b""
-    except BackendUnavailable:
-        failed(state)
+    except BackendUnavailable as error:
+        failed(state, error)
         reachable = False
     fresh = found is not None and found.freshness in {Freshness.FRESH, Freshness.EARLY}
     # Refreshing an early entry would make this caller pay in the foreground: left to get_or_compute.
@@ -63,7 +63,7 @@ def begin(state: State, wanted: Ask, *, refresh: bool) -> Program[AnyServed | He
         if isinstance(landed, TimedOut):
             return Held(wanted, None, None)
         if landed is not None and landed.fence >= least:
-            return (yield from coalesced(state, landed))
+            return (yield from coalesced(state, landed)) or Held(wanted, None, None)
 
 
 def _lead(
@@ -74,13 +74,13 @@ def _lead(
         if reachable:
             try:
                 grant = yield from acquire(state, replace(wanted, waits=False) if stale else wanted, seen)
-            except BackendUnavailable:
-                failed(state)
+            except BackendUnavailable as error:
+                failed(state, error)
     except BaseException as error:
         state.flights.land(flight, error=error if isinstance(error, Exception) else None)
         raise
     if isinstance(grant, Found):
-        state.flights.land(flight)
+        state.flights.land(flight, grant.landed())
         state.counters.add("coalesced")
         return grant.served(Source.COALESCED)
     if stale is not None and grant is None:
@@ -95,6 +95,7 @@ def _lead(
 def finish(state: State, held: Held, value: Any, cost_ms: int) -> Program[bool]:
     """Store what the caller computed, give the lease back, hand the value to all who joined."""
     landed = None
+    state.counters.add("computed")
     try:
         landed = yield from keep(state, held.wanted, value, cost_ms, held.grant)
         return landed.ttl > 0

@@ -15,7 +15,7 @@ from .._flights import Flight, Landed
 from ..entry import Corrupt
 from ..errors import BackendUnavailable, LeaderFailed, NotCached
 from ..policy import Freshness
-from ..scripts import FAILED, FOUND, GRANTED, HELD, LEASE
+from ..scripts import FAILED, FOUND, GRANTED, HELD, LEASE, Leased
 from ..served import AnyServed, Served, Source
 from .find import Found, connect, failed, find, judge, serve, use
 from .state import Ask, State, Word, parse_word
@@ -35,11 +35,11 @@ def get_or_compute(state: State, wanted: Ask, fetched: Fetched | None = None) ->
     found, reachable = None, True
     try:
         found = yield from find(state, wanted, fetched)
-    except BackendUnavailable:
-        failed(state)
+    except BackendUnavailable as error:
+        failed(state, error)
         reachable = False
     if (served := serve(state, found)) is not None:
-        if found is not None and found.freshness is not Freshness.FRESH:
+        if found is not None and found.freshness is not Freshness.FRESH and not wanted.only_if_cached:
             yield from refresh_behind(state, wanted, found)
         yield from use(state, wanted, served)
         return served
@@ -64,11 +64,16 @@ def share(state: State, wanted: Ask, found: Found | None, reachable: bool) -> Pr
         flight, leads = state.flights.board(wanted.flight_key, wanted.home, least)
         if leads:
             return (yield from lead(state, wanted, flight, found, reachable))
+        if (
+            not wanted.waits
+        ):  # the caller holds an unfinished lease: two such callers could wait for each other
+            return (yield from alone(state, wanted, "holds a lease"))
         landed = yield from join(flight, wanted.policy.max_wait_s)
         if isinstance(landed, TimedOut):
             return (yield from alone(state, wanted, "max_wait"))
         if landed is not None and landed.fence >= least:
-            return (yield from coalesced(state, landed))
+            served = yield from coalesced(state, landed)
+            return served or (yield from alone(state, wanted, "codec"))
         # The leader gave up, or began before an invalidation: whoever boards first leads the next flight.
 
 
@@ -99,12 +104,12 @@ def _fly(
         try:
             grant = yield from acquire(state, wanted, found.seen if found else b"")
             reason = "not granted"
-        except BackendUnavailable:
-            failed(state)
+        except BackendUnavailable as error:
+            failed(state, error)
     if isinstance(grant, Found):
         served = grant.served(Source.COALESCED)
         state.counters.add("coalesced")
-        return served, Landed(0, None, grant.value, grant.ttl, int.from_bytes(grant.seen, "big"))
+        return served, grant.landed()
     if grant is None:
         state.counters.add_reason("bypassed", reason)
     else:
@@ -150,52 +155,61 @@ def acquire(state: State, wanted: Ask, seen: bytes) -> Program[Grant | Found | N
 
     *seen* is the fence of an entry that will not do.  Waits for another holder as long as the policy allows.
     """
-    part, left = wanted.partition, wanted.policy.max_wait_s
-    waited = b"*" if wanted.refreshes else b""
-    waiter, turns = None, 0
+    left, waited = wanted.policy.max_wait_s, b"*" if wanted.refreshes else b""
+    waiter = None
     try:
-        while turns < _MOST_TURNS:
-            word = part.word or (yield from connect(part))
-            keys = (
-                part.names.c,
-                part.names.e + word.prefix + wanted.digest,
-                part.names.k + wanted.digest,
-                part.names.f,
-            )
-            leased = yield from invoke(
-                LEASE, part.index, keys, word.generation, wanted.token, wanted.policy.lease_ms, seen, waited
-            )
-            if leased.code == GRANTED:
-                note_word(part, leased.word)
-                return Grant(parse_word(leased.word) or word, leased.fence, wanted.token)
-            if leased.code == HELD:
-                if not wanted.waits or wanted.refreshes or left <= 0:
-                    return None
-                if waiter is None:  # register for the message first, then look again: no wake-up is lost
-                    waiter = yield from listen(part.index, wanted.digest)
-                    continue
-                left -= yield from sleep(waiter, min(left, max(leased.left_ms, 1) / 1000 + 0.001))
-                waited = b"%d" % leased.fence
-                waiter.close()
-                waiter = yield from listen(part.index, wanted.digest)
-                continue
-            turns += 1
-            if leased.code == FOUND:
-                note_word(part, leased.word)
-                found = yield from judge(state, wanted, leased.entry, leased.now_ms)
-                if found is not None and found.freshness is Freshness.FRESH:
-                    return found
-                seen = leased.entry[8:16]
-            elif leased.code == FAILED:
-                if leased.text and not wanted.refreshes:
-                    raise LeaderFailed(leased.text)
+        while True:
+            outcome = yield from take_lease(state, wanted, seen, waited)
+            if not isinstance(outcome, Leased):
+                return outcome
+            if not wanted.waits or wanted.refreshes or left <= 0:
                 return None
-            else:
-                part.word, seen = None, b""
-        return None
+            if waiter is None:  # register for the message first, then look again: no wake-up is lost
+                waiter = yield from listen(wanted.partition.index, wanted.digest)
+                continue
+            left -= yield from sleep(waiter, min(left, max(outcome.left_ms, 1) / 1000 + 0.001))
+            waited = b"%d" % outcome.fence
+            waiter.close()
+            waiter = yield from listen(wanted.partition.index, wanted.digest)
     finally:
         if waiter is not None:
             waiter.close()
+
+
+def take_lease(
+    state: State, wanted: Ask, seen: bytes, waited: bytes
+) -> Program[Grant | Found | Leased | None]:
+    """
+    Ask for the lease once; return it, an entry that will do, who holds it, or None: compute without the cache.
+
+    *waited* is the fence of the flight that was waited for: its failure is raised here.
+    """
+    part = wanted.partition
+    for _ in range(_MOST_TURNS):
+        word = part.word or (yield from connect(part))
+        names = part.names
+        keys = (names.c, names.e + word.prefix + wanted.digest, names.k + wanted.digest, names.f)
+        leased = yield from invoke(
+            LEASE, part.index, keys, word.generation, wanted.token, wanted.policy.lease_ms, seen, waited
+        )
+        if leased.code == HELD:
+            return leased
+        if leased.code == GRANTED:
+            note_word(part, leased.word)
+            return Grant(parse_word(leased.word) or word, leased.fence, wanted.token)
+        if leased.code == FOUND:
+            note_word(part, leased.word)
+            found = yield from judge(state, wanted, leased.entry, leased.now_ms)
+            if found is not None and found.freshness in {Freshness.FRESH, Freshness.EARLY}:
+                return found
+            seen = leased.entry[8:16]
+        elif leased.code == FAILED:
+            if leased.text and not wanted.refreshes:
+                raise LeaderFailed(leased.text)
+            return None
+        else:
+            part.word, seen = None, b""
+    return None
 
 
 def alone(state: State, wanted: Ask, reason: str) -> Program[AnyServed]:
@@ -206,15 +220,15 @@ def alone(state: State, wanted: Ask, reason: str) -> Program[AnyServed]:
     return Served(computed.value, Source.BYPASSED)
 
 
-def coalesced(state: State, landed: Landed) -> Program[AnyServed]:
-    """Serve what another caller of this process computed: a value of one's own, decoded anew."""
-    state.counters.add("coalesced")
+def coalesced(state: State, landed: Landed) -> Program[AnyServed | None]:
+    """Serve what another caller of this process computed, decoded anew; None if this caller's codec cannot read it."""
     value: Any = landed.value
     if landed.payload is not None:
         try:
             value = yield from decode(landed.flags, landed.payload)
-        except Corrupt as error:  # what was just encoded does not decode: the codec is wrong, say so
-            raise BackendUnavailable(f"the codec cannot read what it wrote: {error}") from error
+        except Corrupt:
+            return None
+    state.counters.add("coalesced")
     return Served(value, Source.COALESCED, 0.0, landed.ttl)
 
 
@@ -229,8 +243,8 @@ def _unread(state: State, wanted: Ask) -> Program[AnyServed]:
         word, seen = yield from stored_fence(wanted)
         taken = yield from acquire(state, replace(wanted, waits=False), seen)
         grant = taken if isinstance(taken, Grant) else None
-    except BackendUnavailable:
-        failed(state)
+    except BackendUnavailable as error:
+        failed(state, error)
     served, _ = yield from _compute(state, wanted, grant, word)
     return replace(served, source=Source.COMPUTED)
 

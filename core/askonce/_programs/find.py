@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .._effects import Fetched, Program, ask, decode, detach, fetch, invoke
+from .._flights import Landed
 from ..entry import TAGGED, Corrupt, Entry, cost_ms, is_grave, parse
 from ..errors import BackendUnavailable
 from ..policy import Freshness
@@ -35,11 +36,17 @@ class Found:
     value: Any = None
     age: float = 0.0
     ttl: float = 0.0
+    flags: int = 0
+    payload: bytes | None = None
 
     @property
     def least_fence(self) -> int:
         """The fence that an answer must have to be served now."""
         return int.from_bytes(self.seen, "big") if self.grave else 0
+
+    def landed(self) -> Landed:
+        """Return what those who joined the flight are handed: each decodes a value of its own."""
+        return Landed(self.flags, self.payload, None, self.ttl, int.from_bytes(self.seen, "big"))
 
     def served(self, source: Source) -> AnyServed:
         """Return this entry as the outcome of a request."""
@@ -52,8 +59,8 @@ def lookup(state: State, wanted: Ask, fetched: Fetched | None = None) -> Program
         return None
     try:
         found = yield from find(state, wanted, fetched)
-    except BackendUnavailable:
-        failed(state)
+    except BackendUnavailable as error:
+        failed(state, error)
         found = None
     served = serve(state, found)
     if served is not None:
@@ -149,7 +156,8 @@ def judge(state: State, wanted: Ask, data: bytes | None, now_ms: int) -> Program
         return Found(seen)
     if (yield from _tag_invalidated(wanted.partition, entry, word)):
         return Found(seen)
-    age = max(now_ms - entry.created, 0) / 1000
+    now_ms = max(now_ms, entry.created)  # the estimate of the server's clock may be behind
+    age = (now_ms - entry.created) / 1000
     freshness = wanted.policy.judge(entry.fresh_until, now_ms)
     if freshness is Freshness.DEAD or (wanted.max_age is not None and age > wanted.max_age):
         return Found(seen)
@@ -164,7 +172,7 @@ def judge(state: State, wanted: Ask, data: bytes | None, now_ms: int) -> Program
         state.counters.add("corrupt")
         return Found(seen)
     ttl = max(entry.fresh_until - now_ms, 0) / 1000
-    return Found(seen, freshness=freshness, value=value, age=age, ttl=ttl)
+    return Found(seen, freshness=freshness, value=value, age=age, ttl=ttl, flags=entry.flags, payload=payload)
 
 
 def _tag_invalidated(part: Partition, entry: Entry, word: Word) -> Program[bool]:
@@ -232,8 +240,8 @@ def _count_uses(state: State, wanted: Ask, member: bytes, uses: int, ttl: float)
         state.counters.add("backend_errors")
 
 
-def failed(state: State) -> None:
-    """Count a failure of Redis; call it in an ``except BackendUnavailable``: under ``strict`` it raises that again."""
+def failed(state: State, error: BackendUnavailable) -> None:
+    """Count a failure of Redis that this call does without it; under ``strict`` raise it."""
     state.counters.add("backend_errors")
     if state.strict:
-        raise  # noqa: PLE0704  re-raises the caller's exception
+        raise error

@@ -14,7 +14,7 @@ from ..served import AnyServed, Served, Source
 from .compute import error_type, lead, refresh_behind, share
 from .find import Found, connect, failed, find, judge, keep_step, serve, use
 from .state import Ask, Partition, State, parse_word
-from .write import Grant, admitted, landing, release, settle, store_call
+from .write import Grant, admitted, landing, release, settle, shed, store_call
 
 T = TypeVar("T")
 
@@ -34,12 +34,11 @@ def get_many(state: State, asks: Sequence[Ask]) -> Program[list[AnyServed | None
 
 def _find_many(state: State, asks: Sequence[Ask]) -> Program[tuple[dict[bytes, Found], bool]]:
     founds: dict[bytes, Found] = {}
-    readable = [wanted for wanted in asks if wanted.read]
-    for part, group in _by_partition(readable):
+    for part, group in _by_partition(asks):
         try:
             yield from _find_group(state, part, group, founds)
-        except BackendUnavailable:
-            failed(state)
+        except BackendUnavailable as error:
+            failed(state, error)
             return founds, False
     return founds, True
 
@@ -50,7 +49,9 @@ def _find_group(state: State, part: Partition, group: list[Ask], founds: dict[by
         fetched = yield from fetch(part.index, tuple(word.prefix + wanted.digest for wanted in chunk))
         in_step = yield from keep_step(part, word, fetched.word)
         for wanted, data in zip(chunk, fetched.entries, strict=True):
-            if in_step:
+            if not wanted.read:
+                found = None if data is None else Found(data[8:16])  # only to be replaced
+            elif in_step:
                 found = yield from judge(state, wanted, data, fetched.now_ms)
             else:
                 found = yield from find(state, wanted)
@@ -73,7 +74,7 @@ def get_or_compute_many(state: State, asks: Sequence[Ask]) -> Program[list[AnySe
         found = founds.get(wanted.digest)
         if (outcome := serve(state, found)) is not None:
             served[wanted.digest] = outcome
-            if found is not None and found.freshness is not Freshness.FRESH:
+            if found is not None and found.freshness is not Freshness.FRESH and not wanted.only_if_cached:
                 yield from refresh_behind(state, wanted, found)
             yield from use(state, wanted, outcome)
             continue
@@ -112,13 +113,16 @@ def _compute_mine(
 ) -> Program[None]:
     """Compute what this call leads and holds the leases of; what it serves leaves *mine*."""
     grants: dict[bytes, Grant] = {}
+    refused: set[bytes] = set()
     if reachable:
         try:
-            yield from _lease_many(state, mine, founds, served, grants)
-        except BackendUnavailable:
-            failed(state)
+            refused = yield from _lease_many(state, mine, founds, served, grants)
+        except BackendUnavailable as error:
+            failed(state, error)
             reachable = False
-    turn = [wanted for wanted, _ in mine.values() if not reachable or wanted.digest in grants]
+    turn = [
+        wanted for wanted, _ in mine.values() if not reachable or wanted.digest in grants.keys() | refused
+    ]
     if not turn:
         return
     leases = tuple(grants[wanted.digest].renewal(wanted) for wanted in turn if wanted.digest in grants)
@@ -148,7 +152,9 @@ def _lease_many(
     founds: dict[bytes, Found],
     served: dict[bytes, AnyServed],
     grants: dict[bytes, Grant],
-) -> Program[None]:
+) -> Program[set[bytes]]:
+    """Fill *grants*, take out of *mine* what somebody stored meanwhile; return what Redis refused a lease for."""
+    refused: set[bytes] = set()
     for part, group in _by_partition([wanted for wanted, _ in mine.values()]):
         for chunk in _chunks(group):
             word = part.word or (yield from connect(part))
@@ -160,10 +166,13 @@ def _lease_many(
                 )
                 for wanted in chunk
             )
-            answers: list[Leased | Exception] = yield from invoke_many(LEASE, part.index, calls)
+            answers: list[Leased | BackendUnavailable] = yield from invoke_many(LEASE, part.index, calls)
             for wanted, leased in zip(chunk, answers, strict=True):
-                if isinstance(leased, Exception):
-                    continue  # this one takes the path of a single request, which tells what is wrong
+                if isinstance(leased, BackendUnavailable):
+                    failed(state, leased)
+                    yield from shed(state, wanted, leased)
+                    refused.add(wanted.digest)
+                    continue
                 if leased.code == GRANTED:
                     under = parse_word(leased.word) or word
                     grants[wanted.digest] = Grant(under, leased.fence, wanted.token)
@@ -171,10 +180,10 @@ def _lease_many(
                     found = yield from judge(state, wanted, leased.entry, leased.now_ms)
                     if found is not None and found.freshness is Freshness.FRESH:
                         _, flight = mine.pop(wanted.digest)
-                        fence = int.from_bytes(found.seen, "big")
-                        state.flights.land(flight, Landed(0, None, found.value, found.ttl, fence))
+                        state.flights.land(flight, found.landed())
                         state.counters.add("coalesced")
                         served[wanted.digest] = found.served(Source.COALESCED)
+    return refused
 
 
 def _keep_many(
@@ -196,8 +205,8 @@ def _keep_many(
         for chunk in _chunks(group):
             try:
                 yield from _store_chunk(state, part, chunk, grants, ready, landed)
-            except BackendUnavailable:
-                failed(state)
+            except BackendUnavailable as error:
+                failed(state, error)
     return landed
 
 
@@ -214,10 +223,11 @@ def _store_chunk(
         grant = grants[wanted.digest]
         victims = part.take_victims()  # the first call passes them, the others have none
         calls.append(store_call(state, wanted, grant.word, ready[wanted.digest], grant, victims))
-    answers: list[Stored | Exception] = yield from invoke_many(STORE, part.index, tuple(calls))
+    answers: list[Stored | BackendUnavailable] = yield from invoke_many(STORE, part.index, tuple(calls))
     for number, (wanted, stored) in enumerate(zip(chunk, answers, strict=True)):
-        if isinstance(stored, Exception):
-            state.counters.add("backend_errors")
+        if isinstance(stored, BackendUnavailable):
+            failed(state, stored)
+            yield from shed(state, wanted, stored)
             continue
         if stored.code in {STORED, REPLACED}:
             landed[wanted.digest] = landing(

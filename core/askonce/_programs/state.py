@@ -50,8 +50,6 @@ class Partition:
     victims: list[bytes] = field(default_factory=list)
     #: Members whose touch disagreed with their entry.
     suspects: set[bytes] = field(default_factory=set)
-    #: The last member touched, and when: a second touch within a millisecond changes nothing and replies 0.
-    last_touch: tuple[bytes, int] = (b"", 0)
     #: Tag hash (hex) -> sequence of its last invalidation, as far as ``tags_until``; below the floor all are refused.
     tags: dict[bytes, int] = field(default_factory=dict)
     tags_until: int = 0

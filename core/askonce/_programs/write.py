@@ -63,7 +63,7 @@ def store(state: State, wanted: Ask, value: Any, cost_ms: int) -> Program[bool]:
     try:
         return (yield from write(state, wanted, encoded, None)) in {STORED, REPLACED}
     except BackendUnavailable as error:
-        failed(state)
+        failed(state, error)
         yield from shed(state, wanted, error)
         return False
 
@@ -86,7 +86,7 @@ def keep(
         try:
             stored = (yield from write(state, wanted, encoded, grant, word)) in {STORED, REPLACED}
         except BackendUnavailable as error:
-            failed(state)
+            failed(state, error)
             yield from shed(state, wanted, error)
     return landing(wanted, value, encoded, grant, stored=stored)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from threading import Lock
+from threading import RLock
 from typing import Final
 
 from ..stats import Event
@@ -32,7 +32,7 @@ class Breaker:
         self._server = server
         self._tell = tell
         self._clock = clock
-        self._lock = Lock()
+        self._lock = RLock()  # as in stats.Counters
         self._failures = 0
         self._until = 0.0
 
@@ -46,6 +46,11 @@ class Breaker:
                 return False
             self._until = now + _FIRST
             return True
+
+    @property
+    def troubled(self) -> bool:
+        """Whether the last exchange failed."""
+        return self._failures > 0
 
     def failed(self, why: str, *, for_long: bool = False) -> None:
         """Note that the server did not answer; *for_long* if only its operator can mend it."""

@@ -69,11 +69,12 @@ class Held:
         if not self._breaker.allows():
             raise BackendUnavailable(f"{self._endpoint.label}: not asked, it failed a moment ago")
         local = self._local
-        connection = local.connection
+        # Taken out for the exchange: the garbage collector may run another one in this thread, between write and read.
+        connection, local.connection = local.connection, None
         now = time.monotonic()
         try:
             if connection is None:
-                connection = local.connection = self._connect()
+                connection = self._connect()
                 replies = self._exchange(connection, packed, count, time.monotonic())
             else:
                 try:
@@ -82,17 +83,19 @@ class Held:
                     if now - local.used < _IDLE:
                         raise
                     connection.disconnect()
-                    connection = local.connection = self._connect()
+                    connection = self._connect()
                     replies = self._exchange(connection, packed, count, time.monotonic())
         except BaseException as error:
             # Whatever it is (KeyboardInterrupt between write and read too), replies would be out of step.
-            self.drop()
+            if connection is not None:
+                connection.disconnect()
             if not isinstance(error, RedisError | OSError | BackendUnavailable):
                 raise
             self._breaker.failed(str(error))
             raise BackendUnavailable(f"{self._endpoint.label}: {error}") from error
         self._breaker.succeeded()
-        local.used = now
+        self.drop()  # what a nested exchange has left
+        local.connection, local.used = connection, now
         return replies
 
     def drop(self) -> None:

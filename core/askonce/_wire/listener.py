@@ -26,11 +26,11 @@ _PAUSE: Final = 0.5
 class Registration:
     """One waiter."""
 
-    __slots__ = ("_digest", "_listener", "_woken")
+    __slots__ = ("_listener", "_messages", "_woken")
 
-    def __init__(self, listener: Listener, digest: bytes) -> None:
+    def __init__(self, listener: Listener, messages: tuple[bytes, ...]) -> None:
         self._listener = listener
-        self._digest = digest
+        self._messages = messages
         self._woken: Future[None] = Future()
 
     @property
@@ -40,7 +40,7 @@ class Registration:
 
     def close(self) -> None:
         """Stop waiting."""
-        self._listener.remove(self._digest, self)
+        self._listener.remove(self._messages, self)
 
 
 class Listener:
@@ -50,7 +50,7 @@ class Listener:
         self._endpoint = endpoint
         self._deadline = deadline
         self._channels = channels
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # as in stats.Counters
         self._waiting: dict[bytes, list[Registration]] = {}
         self._subscribed = threading.Event()
         self._closed = False
@@ -61,27 +61,33 @@ class Listener:
         """Whether messages arrive now, so that ``register`` does not have to wait."""
         return self._subscribed.is_set()
 
-    def register(self, digest: bytes) -> Registration:
-        """Return a registration for the message of *digest*; raise BackendUnavailable if none can arrive."""
+    def register(self, digest: bytes, chunks: bool = False) -> Registration:
+        """
+        Return a registration for the message that the flight of *digest* has landed; with *chunks* also for more of a
+        running stream.  Raises BackendUnavailable if no message can arrive.
+        """
+        messages = (b"d" + digest, b"r" + digest) if chunks else (b"d" + digest,)
         with self._lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="askonce-listener", daemon=True)
                 self._thread.start()
-            registration = Registration(self, digest)
-            self._waiting.setdefault(digest, []).append(registration)
+            registration = Registration(self, messages)
+            for message in messages:
+                self._waiting.setdefault(message, []).append(registration)
         if not self._subscribed.wait(self._deadline * 2):  # one deadline to connect, one to subscribe
             registration.close()
             raise BackendUnavailable(f"{self._endpoint.label}: no subscription within {self._deadline * 2} s")
         return registration
 
-    def remove(self, digest: bytes, registration: Registration) -> None:
+    def remove(self, messages: tuple[bytes, ...], registration: Registration) -> None:
         """Forget a registration."""
         with self._lock:
-            waiting = self._waiting.get(digest)
-            if waiting and registration in waiting:
-                waiting.remove(registration)
-                if not waiting:
-                    del self._waiting[digest]
+            for message in messages:
+                waiting = self._waiting.get(message)
+                if waiting and registration in waiting:
+                    waiting.remove(registration)
+                    if not waiting:
+                        del self._waiting[message]
 
     def close(self) -> None:
         """Wake all and end the thread within a turn."""
@@ -119,15 +125,15 @@ class Listener:
                     pending -= 1
                     if pending <= 0:
                         self._subscribed.set()
-                elif message["type"] == "message" and message["data"][:1] == b"d":
-                    self._wake(message["data"][1:])
+                elif message["type"] == "message" and message["data"][:1] in {b"d", b"r"}:
+                    self._wake(message["data"])
         finally:
             self._subscribed.clear()
             pubsub.close()
 
-    def _wake(self, digest: bytes) -> None:
+    def _wake(self, message: bytes) -> None:
         with self._lock:
-            woken = self._waiting.pop(digest, [])
+            woken = self._waiting.pop(message, [])
         for registration in woken:
             _done(registration.woken)
 

@@ -52,7 +52,7 @@ class Renewals:
         with self._condition:
             while True:
                 now = time.monotonic()
-                due = [renewal for renewal, at in self._due.items() if at <= now]
+                due = [renewal for renewal, at in list(self._due.items()) if at <= now]
                 if due:
                     for renewal in due:
                         self._due[renewal] = now + renewal.lease_ms / 3000

@@ -1,7 +1,7 @@
 -- _books: no script of its own. It stands in front of every script that changes the books ("-- uses _books").
 --
 -- The books of a partition are two sorted sets over the same members (member = "<generation>:<digest>"):
---   KEYS[1]  l  member -> last access, in milliseconds: the order of eviction
+--   KEYS[1]  l  member -> last access, in milliseconds with three decimals: the order of eviction
 --   KEYS[2]  x  member -> (expiry - 1704067200) * 2^22 + units
 --               expiry: seconds, rounded up, since 2024-01-01; units: 64 bytes each, at most 2^22 - 1 (256 MiB)
 --               "#"    -> minus the sum of all units
@@ -17,6 +17,7 @@ local EPOCH, UNIT = 1704067200, 4194304
 
 local clock = redis.call("TIME")
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local this_use = string.format("%.3f", clock[1] * 1000 + clock[2] / 1000)
 
 -- Record a member that lives until expiry_ms and weighs units. Returns true if it was recorded before.
 local function record(member, expiry_ms, units)

@@ -22,7 +22,7 @@ for i = 3, #KEYS do
       record(member, now + left, units)
       adopted = adopted + 1
     end
-    redis.call("ZADD", l, "NX", now, member)
+    redis.call("ZADD", l, "NX", this_use, member)
   end
 end
 return {dropped, adopted}

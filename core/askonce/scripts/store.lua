@@ -81,7 +81,7 @@ local retained_until = fresh_until + window_ms
 local header = struct.pack(">c3BI4I8I8I8I8I8", "AO\1", tonumber(flags), tonumber(generation), fence, now, fresh_until, retained_until, tonumber(sequence == "" and latest or sequence))
 redis.call("SET", e, header .. body, "PX", string.format("%.0f", ttl_ms + window_ms))
 local replaced = record(member, retained_until, units)
-redis.call("ZADD", l, now, member)
+redis.call("ZADD", l, this_use, member)
 land()
 if replaced and not held and holder == "" then
   redis.call(publish, w, message)

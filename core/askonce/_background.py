@@ -1,0 +1,59 @@
+"""
+The threads that run what the sync driver detaches: refreshes, upkeep, streams whose consumer has gone.
+
+Daemon threads over a ``SimpleQueue``: the garbage collector may call in at any time, and a process that ends does not
+wait for a model's answer that nobody will read.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Final
+
+_MOST_THREADS: Final = 8
+
+_log = logging.getLogger("askonce")
+
+
+class Background:
+    """A queue of work and up to eight threads for it, started as they are needed."""
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[Callable[[], object]] = SimpleQueue()
+        self._changed = threading.Condition()
+        self._unfinished = 0
+        self._threads = 0
+
+    def submit(self, work: Callable[[], object]) -> None:
+        """Run *work* soon, in some thread; what it raises is logged."""
+        with self._changed:
+            self._unfinished += 1
+            start = self._threads < min(self._unfinished, _MOST_THREADS)
+            self._threads += start
+        self._queue.put(work)
+        if start:
+            try:
+                threading.Thread(target=self._run, name="askonce-background", daemon=True).start()
+            except RuntimeError:  # the interpreter is shutting down
+                with self._changed:
+                    self._threads -= 1
+
+    def settle(self, seconds: float) -> None:
+        """Wait until all work is done, at most *seconds*."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._unfinished <= 0, seconds)
+
+    def _run(self) -> None:
+        while True:
+            work = self._queue.get()
+            try:
+                work()
+            except Exception:  # noqa: BLE001  whatever it is, it must not end the thread
+                _log.exception("work in the background failed")
+            finally:
+                with self._changed:
+                    self._unfinished -= 1
+                    self._changed.notify_all()

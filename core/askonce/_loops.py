@@ -1,0 +1,65 @@
+"""What threads and event loops need to know of each other."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Awaitable, Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+#: Detached work of each loop; a task that nothing refers to may be collected while it runs.
+_background: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, set[asyncio.Task[Any]]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the event loop that this thread is running, if any."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+async def awaited(value: Awaitable[T] | T) -> T:
+    """Return *value*, awaited if it can be."""
+    if isinstance(value, Awaitable):
+        result: T = await value
+        return result
+    return value
+
+
+async def within(future: Future[T], seconds: float, otherwise: R) -> T | R:
+    """
+    Return what *future* holds, or *otherwise* after *seconds*.
+
+    Shielded: one impatient caller must not cancel what others wait for.  The future may belong to any thread or loop.
+    """
+    waiting = asyncio.wrap_future(future)
+    waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, even if nobody asks
+    try:
+        return await asyncio.wait_for(asyncio.shield(waiting), seconds)
+    except TimeoutError:
+        if future.done():
+            raise  # the leader's own error
+        return otherwise
+
+
+def detach(work: Coroutine[Any, Any, Any]) -> None:
+    """Run *work* in the background of the running loop."""
+    loop = asyncio.get_running_loop()
+    tasks = _background.setdefault(loop, set())
+    task = loop.create_task(work)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+
+
+async def settle() -> None:
+    """Wait for all that was detached on the running loop."""
+    tasks = _background.get(asyncio.get_running_loop())
+    if tasks:
+        await asyncio.gather(*tasks, return_exceptions=True)

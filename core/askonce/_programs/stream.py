@@ -1,0 +1,158 @@
+"""
+Streams: serve a whole one, follow one that is running here or elsewhere, or lead.
+
+The stored value of a stream is the list of its encoded chunks.  A follower elsewhere reads the chunks that the leader
+publishes, and the rest from the entry once the stream has landed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .._effects import Program, ask, listen, sleep
+from .._flights import Flight
+from ..errors import BackendUnavailable
+from ..policy import Freshness
+from ..scripts import Leased
+from ..served import AnyServed, Source
+from .begin import Held, finish
+from .compute import stored_fence, take_lease
+from .find import Found, failed, find, serve, use
+from .state import Ask, State
+from .write import Grant, release
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """A stream that another process is leading, by the fence of its lease."""
+
+    fence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """More chunks of a stream that is led elsewhere; ``last`` if there are no more to come."""
+
+    chunks: list[bytes]
+    last: bool = False
+
+
+def tune_in(state: State, wanted: Ask) -> Program[AnyServed | Held | Flight | Elsewhere]:
+    """Serve the whole stream, or return the flight to follow here, the one elsewhere, or what the caller holds."""
+    found, reachable, seen = None, True, b""
+    try:
+        if wanted.read:
+            found = yield from find(state, wanted)
+            seen = found.seen if found else b""
+        else:
+            _, seen = yield from stored_fence(wanted)
+    except BackendUnavailable as error:
+        failed(state, error)
+        reachable = False
+    if found is not None and found.freshness in {Freshness.FRESH, Freshness.EARLY}:
+        served = found.served(Source.HIT)
+        state.counters.add("hits")
+        yield from use(state, wanted, served)
+        return served
+    stale = found is not None and found.freshness is Freshness.STALE
+    if not stale:
+        state.counters.add("misses")
+    flight, leads = state.flights.board(
+        wanted.flight_key, wanted.home, found.least_fence if found else 0, tape=True
+    )
+    if leads:
+        return (yield from _lead(state, wanted, flight, found if stale else None, seen, reachable))
+    if stale and (served_stale := serve(state, found)) is not None:
+        return served_stale  # somebody revalidates already
+    return flight if wanted.waits else Held(wanted, None, None)
+
+
+def _lead(
+    state: State, wanted: Ask, flight: Flight, stale: Found | None, seen: bytes, reachable: bool
+) -> Program[AnyServed | Held | Elsewhere]:
+    outcome: Grant | Found | Leased | None = None
+    try:
+        if reachable:
+            try:
+                outcome = yield from take_lease(state, wanted, seen, b"")
+            except BackendUnavailable as error:
+                failed(state, error)
+    except BaseException as error:
+        state.flights.land(flight, error=error if isinstance(error, Exception) else None)
+        raise
+    if isinstance(outcome, Grant):
+        flight.fence = outcome.fence
+        return Held(wanted, flight, outcome)
+    if isinstance(outcome, Found):
+        state.flights.land(flight)  # not on tape: who joined looks again
+        state.counters.add("coalesced")
+        return outcome.served(Source.COALESCED)
+    if stale is not None:
+        state.flights.land(flight)
+        state.counters.add("stale")
+        return stale.served(Source.STALE)
+    if isinstance(outcome, Leased) and wanted.waits:
+        state.flights.land(flight)
+        return Elsewhere(outcome.fence)
+    return Held(wanted, flight, None)
+
+
+def follow(
+    state: State, wanted: Ask, elsewhere: Elsewhere, count: int
+) -> Program[Chunks | Held | Elsewhere | None]:
+    """
+    Return the chunks after the first *count* of a stream that is led elsewhere.
+
+    Or, once its leader is gone: what this caller holds to lead itself, who leads now, or None: neither.  Raises
+    LeaderFailed if the leader's producer failed.
+    """
+    part, left = wanted.partition, wanted.policy.max_wait_s
+    running = part.names.r + b"%b:%d" % (wanted.digest, elsewhere.fence)
+    while left > 0:
+        waiter = yield from listen(part.index, wanted.digest, chunks=True)
+        try:
+            (chunks,) = yield from ask(part.index, ("LRANGE", running, count, -1))
+            if chunks:
+                return Chunks(chunks)
+            outcome = yield from take_lease(state, wanted, b"", b"%d" % elsewhere.fence)
+            if isinstance(outcome, Leased) and outcome.fence == elsewhere.fence:
+                left -= yield from sleep(waiter, min(left, max(outcome.left_ms, 1) / 1000 + 0.001))
+                continue
+            return (yield from _after(state, wanted, elsewhere, count, outcome))
+        finally:
+            waiter.close()
+    return None
+
+
+def _after(
+    state: State, wanted: Ask, elsewhere: Elsewhere, count: int, outcome: Grant | Found | Leased | None
+) -> Program[Chunks | Held | Elsewhere | None]:
+    if isinstance(outcome, Leased):
+        return Elsewhere(outcome.fence)
+    if isinstance(outcome, Found):
+        same = int.from_bytes(outcome.seen, "big") == elsewhere.fence
+        # A later leader's stream begins at its beginning; the driver compares it with what was passed on.
+        return (
+            Chunks(outcome.value[count:] if same else outcome.value, last=True) if same or not count else None
+        )
+    if outcome is None:
+        return None
+    flight, leads = state.flights.board(wanted.flight_key, wanted.home, tape=True)
+    if not leads:
+        yield from release(state, wanted, outcome, None)
+        return None
+    flight.fence = outcome.fence
+    return Held(wanted, flight, outcome)
+
+
+def end(state: State, held: Held, chunks: list[bytes], cost_ms: int) -> Program[bool]:
+    """Store a stream that has come to its end; what was published of it is in the entry now."""
+    stored = yield from finish(state, held, chunks, cost_ms)
+    if held.grant is not None:
+        part = held.wanted.partition
+        running = part.names.r + b"%b:%d" % (held.wanted.digest, held.grant.fence)
+        try:
+            yield from ask(part.index, ("UNLINK", running))
+        except BackendUnavailable:
+            state.counters.add("backend_errors")  # it expires by itself
+    return stored

@@ -1,0 +1,102 @@
+"""What a stream's leader records, and what its consumer was given: the parts of a stream that wait for nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ._namespace import Call, Namespace
+from ._programs import Ask, Held
+from ._tapes import Tape
+from .entry import Codec, decode_chunk, encode_chunk
+from .errors import StreamBroken
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a stream was asked with."""
+
+    wanted: Ask
+    call: Call
+    codec: Codec[Any] | None
+    drain: float  # seconds for which a stream whose consumer has gone is read to its end
+
+
+class Passed:
+    """
+    The chunks that one consumer was given, so that a second source goes on where the first broke off.
+
+    A source that begins differently cannot: ``StreamBroken``.
+    """
+
+    def __init__(self, codec: Codec[Any] | None) -> None:
+        self.codec = codec
+        self._chunks: list[bytes] = []
+        self._place = 0
+
+    def begin_source(self) -> None:
+        """Expect a source from its first chunk on."""
+        self._place = 0
+
+    def level_with(self, tape: Tape) -> bool:
+        """Return whether the consumer has been given all that is on the tape."""
+        return self._place >= len(tape.chunks)
+
+    def take(self, chunk: bytes) -> Iterator[Any]:
+        """Yield the chunk, decoded anew, if the consumer does not have it yet."""
+        if self._is_new(chunk):
+            yield decode_chunk(chunk, self.codec)
+
+    def is_new(self, chunk: Any) -> bool:
+        """Return whether a chunk of the consumer's own call is one that it does not have yet."""
+        if self._place >= len(self._chunks):
+            return True  # nothing was passed on by another source: there is nothing to compare with
+        return self._is_new(encode_chunk(chunk, self.codec))
+
+    def _is_new(self, chunk: bytes) -> bool:
+        place, self._place = self._place, self._place + 1
+        if place >= len(self._chunks):
+            self._chunks.append(chunk)
+            return True
+        if self._chunks[place] != chunk:
+            raise StreamBroken(len(self._chunks))
+        return False
+
+
+class Recording:
+    """What the leader of a stream records while it passes chunks on."""
+
+    def __init__(self, namespace: Namespace, held: Held, codec: Codec[Any] | None) -> None:
+        flight = held.flight
+        self.tape = flight.tape if flight is not None and flight.tape is not None else Tape()
+        self.whole = True
+        self._codec = codec
+        self._namespace = namespace
+        self._most = namespace.settings.max_bytes
+        self._begun = time.perf_counter()
+        if held.grant is not None:
+            namespace.publisher.add(held, self.tape)
+
+    @property
+    def cost_ms(self) -> int:
+        """What the stream took so far."""
+        return round((time.perf_counter() - self._begun) * 1000)
+
+    def add(self, chunk: Any) -> None:
+        """Record a chunk; one that cannot be, or is too much, ends the recording and not the stream."""
+        if not self.whole:
+            return
+        try:
+            self.tape.append(encode_chunk(chunk, self._codec))
+        except Exception:  # noqa: BLE001  the codec is the user's
+            self._give_up("uncacheable")
+        else:
+            if self.tape.size > self._most:
+                self._give_up("too_large")
+
+    def _give_up(self, counter: str) -> None:
+        self.whole = False
+        self._namespace.state.counters.add(counter)
+        self.tape.end()  # whoever follows calls for itself, and compares

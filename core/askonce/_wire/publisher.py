@@ -1,0 +1,70 @@
+"""
+The publisher: one thread of the process publishes the chunks of running streams, for followers in other processes.
+
+It gathers for some 50 ms, so that a stream costs a bounded number of writes however small its chunks are, and neither
+the producer nor its consumer waits for Redis.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from .._programs import Held
+from .._tapes import Tape
+from ..errors import BackendUnavailable
+
+_GATHER_S: Final = 0.05
+_MOST: Final = 1000  # chunks of one call, see publish.lua
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    held: Held
+    tape: Tape
+    sent: int = 0
+
+
+class Publisher:
+    """The running streams whose chunks are published: *publish* returns 0 once the lease is lost."""
+
+    def __init__(self, publish: Callable[[Held, list[bytes]], int]) -> None:
+        self._publish = publish
+        self._condition = threading.Condition()
+        self._running: dict[Tape, _Running] = {}
+        self._thread: threading.Thread | None = None
+
+    def add(self, held: Held, tape: Tape) -> None:
+        """Publish what is recorded on *tape* until it ends."""
+        with self._condition:
+            self._running[tape] = _Running(held, tape)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="askonce-publisher", daemon=True)
+                self._thread.start()
+            self._condition.notify()
+
+    def _run(self) -> None:
+        pause = threading.Event()
+        while True:
+            with self._condition:
+                while not self._running:
+                    self._condition.wait()
+                running = list(self._running.values())
+            for one in running:
+                if one.tape.ended or not self._advance(one):
+                    with self._condition:
+                        self._running.pop(one.tape, None)
+            pause.wait(_GATHER_S)
+
+    def _advance(self, one: _Running) -> bool:
+        chunks = one.tape.chunks[one.sent : one.sent + _MOST]
+        if not chunks:
+            return True
+        try:
+            going_on = self._publish(one.held, chunks) > 0
+        except BackendUnavailable:
+            return False  # followers elsewhere take the entry, or call for themselves
+        one.sent += len(chunks)
+        return going_on

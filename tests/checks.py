@@ -37,7 +37,10 @@ def main() -> int:
 def _static(name: str, command: list[str]) -> bool:
     start = time.monotonic()
     done = subprocess.run([_BIN / command[0], *command[1:]], capture_output=True, text=True, check=False)
-    print(f"{name:8s} {'ok' if done.returncode == 0 else 'FAILED'}  {time.monotonic() - start:.1f} s", flush=True)
+    print(
+        f"{name:8s} {'ok' if done.returncode == 0 else 'FAILED'}  {time.monotonic() - start:.1f} s",
+        flush=True,
+    )
     if done.returncode:
         print(done.stdout + done.stderr, flush=True)
     return done.returncode == 0

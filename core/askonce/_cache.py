@@ -214,8 +214,12 @@ class Cache(View):
         return Lease(self, outcome, call, owner) if isinstance(outcome, programs.Held) else outcome
 
     def invalidate(self, request: object) -> bool:
-        """Remove the entry of *request*, and refuse what is being computed for it; return whether there was one."""
-        return self._run(programs.invalidate(self._namespace.state, self._ask(request)), Call())
+        """
+        Remove what is stored for *request*, as a value and as a stream, and refuse what is being computed for it.
+
+        Return whether there was anything; False too if Redis could not be told.
+        """
+        return self._run(programs.invalidate(self._namespace.state, self._forms(request)), Call())
 
     def invalidate_tag(self, tag: str) -> bool:
         """Make every entry with *tag* unreachable, however many; return whether Redis has noted it."""
@@ -277,7 +281,7 @@ class Cache(View):
         return self._run(programs.flush(self._namespace.state), Call())
 
     def usage(self) -> Usage:
-        """Return what the books hold now, expired entries excluded.  Raises BackendUnavailable without Redis."""
+        """Return what the books hold now, expired entries excluded; ``known=False`` while Redis is away."""
         return self._run(programs.usage(self._namespace.state), Call())
 
     def explain(self, request: object, other: object = None) -> Explanation:

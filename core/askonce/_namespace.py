@@ -7,13 +7,14 @@ are views of one ``Namespace``, so that they coalesce, count and break together.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import logging
 import os
 import random
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
@@ -32,7 +33,7 @@ from ._wire.multiplexed import Multiplexers
 from ._wire.publisher import Publisher
 from ._wire.renewals import Renewals
 from .control import Control, checked_tags
-from .entry import UNIT, Codec, Corrupt, decode, decode_payload, encode, parse
+from .entry import UNIT, Codec, Corrupt, Unusable, decode, decode_payload, encode, parse
 from .errors import BackendUnavailable, ConfigurationError, Unfit
 from .keys import Names, check_namespace, partition_tags, tag_hash
 from .policy import Admit, Duration, Freshness, Policy, Refused, Size, seconds, size
@@ -143,7 +144,7 @@ class Call:
         """Perform ``Decode``; what the caller cannot use counts as unreadable."""
         value = decode_payload(flags, payload, self.codec)
         if self.usable is not None and not self.usable(value):
-            raise Corrupt("not usable by this caller")
+            raise Unusable("not usable by this caller")
         return value
 
     def computed(self, indices: Sequence[int], values: Sequence[Any], cost_ms: int) -> list[Computed]:
@@ -154,7 +155,7 @@ class Call:
             )
         return [Computed(value, cost_ms // len(indices)) for value in values]
 
-    @contextmanager
+    @contextlib.contextmanager
     def running(self, indices: Sequence[int]) -> Iterator[None]:
         """Mark the code inside as part of the computation of these requests."""
         reset = leading.set(leading.get() | {self.digests[index] for index in indices})
@@ -188,6 +189,7 @@ class Namespace:
         self.settings = settings
         self.endpoint = settings.endpoint()
         self.clock = Clock()
+        self._exiting = False
         self._start()
         _alive.add(self)
 
@@ -225,6 +227,8 @@ class Namespace:
         self.breaker.failed(str(error), for_long="NOPERM" in str(error) or "NOAUTH" in str(error))
 
     def _tell(self, event: Event) -> None:
+        if self._exiting:
+            return
         if event.kind == "breaker-opened":
             _log.warning("%s: not asked for %.1f s: %s", event.server, event.pause, event.reason)
         else:
@@ -343,7 +347,7 @@ class Namespace:
             leading=leading.get(),
         )
 
-    @contextmanager
+    @contextlib.contextmanager
     def renewing(self, leases: Sequence[Renewal]) -> Iterator[None]:
         """Keep *leases* while the code inside runs."""
         for lease in leases:
@@ -431,6 +435,14 @@ class Namespace:
             replies = self.held.exchange(pack_load(script) + packed, 2)[1:]
         return answer(script, replies[0])
 
+    def flush_at_exit(self) -> None:
+        """Add the last counters to the fleet's, if Redis answers."""
+        self._exiting = True
+        counters = {} if self.breaker.troubled else self.state.counters.take()
+        if counters:
+            with contextlib.suppress(BackendUnavailable):
+                self.held.exchange(self.pack_counters(counters), len(counters))
+
 
 _alive: weakref.WeakSet[Namespace] = weakref.WeakSet()
 
@@ -439,6 +451,13 @@ def _after_fork() -> None:
     for namespace in list(_alive):
         namespace.after_fork()
 
+
+def _at_exit() -> None:
+    for namespace in list(_alive):
+        namespace.flush_at_exit()
+
+
+atexit.register(_at_exit)
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)

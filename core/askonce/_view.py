@@ -156,6 +156,11 @@ class View:
     ) -> Call:
         return Call(codec, admit or self._admit, None, compute, digests)
 
+    def _forms(self, request: object) -> list[Ask]:
+        """Return an Ask for each form in which an answer to *request* may be stored."""
+        own_kind = isinstance(request, Request)
+        return [self._ask(form) for form in ([request] if own_kind else [request, Request(STREAM, request)])]
+
     def _stream_words(
         self, request: object, codec: Codec[Any] | None, admit: Admit | None, drain: Duration, **words: Any
     ) -> Asked:

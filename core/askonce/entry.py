@@ -45,6 +45,10 @@ class Corrupt(Exception):
     """The bytes are not what this version writes."""
 
 
+class Unusable(Corrupt):
+    """The value is what was stored, and no use to this caller."""
+
+
 class Codec(Protocol[T]):
     """
     How values of one type are written and read.

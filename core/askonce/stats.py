@@ -76,13 +76,15 @@ class Usage:
     """
     What the books hold now.
 
-    ``bytes`` counts 64-byte units of stored length plus overhead, which is what ``max_bytes`` bounds.
+    ``bytes`` counts 64-byte units of stored length plus overhead, which is what ``max_bytes`` bounds.  ``known`` is
+    False while Redis cannot be asked: then both are 0.
     """
 
     entries: int
     bytes: int
     max_entries: int
     max_bytes: int
+    known: bool = True
 
 
 @dataclass(frozen=True, slots=True)

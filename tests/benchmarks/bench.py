@@ -142,7 +142,11 @@ async def async_part(server: Server, rounds: int) -> None:
             rounds,
             640,
         )
-        report(f"asyncio: {at_once} at once (time a call; throughput is its inverse)", medians, "redis-py asyncio GET")
+        report(
+            f"asyncio: {at_once} at once (time a call; throughput is its inverse)",
+            medians,
+            "redis-py asyncio GET",
+        )
     await client.aclose()
     await cache.aclose()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.standin import Behaviour, start
+from examples.standin import start
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -28,7 +28,7 @@ def name(page):
 @pytest.fixture(scope="module")
 def provider():
     """A stand-in for the provider, quick and without faults."""
-    with start(Behaviour(latency=(0.0, 0.0), rate_429=0.0, rate_500=0.0)) as standin:
+    with start(latency=(0.0, 0.0), error_rate=0.0) as standin:
         yield standin
 
 
@@ -46,7 +46,12 @@ def test_the_python_blocks_of_a_page_run(page, provider, server, tmp_path):
         script = tmp_path / f"block_{number}.py"
         script.write_text(code)
         done = subprocess.run(
-            [sys.executable, script], env=environment, capture_output=True, text=True, timeout=60, cwd=tmp_path
+            [sys.executable, script],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=tmp_path,
         )
         assert done.returncode == 0, f"block {number} of {name(page)}:\n{code}\n{done.stderr}"
 

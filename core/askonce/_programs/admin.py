@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from .._effects import Program, ask, detach, invoke
@@ -23,21 +24,28 @@ _SWEEP_AT_ONCE: Final = 64
 _SAMPLE: Final = 256
 
 
-def invalidate(state: State, wanted: Ask) -> Program[bool]:
-    """Remove one entry and refuse what is being computed for it.  Return whether there was one."""
-    part, names = wanted.partition, wanted.partition.names
-    state.flights.ground(wanted.digest)
+def invalidate(state: State, asks: Sequence[Ask]) -> Program[bool]:
+    """Remove the entries of one request, and refuse what is being computed for it.  Return whether there was one."""
+    removed = 0
     try:
-        word = yield from connect(part)
-        member = word.prefix + wanted.digest
-        keys = (names.l, names.x, names.f, names.w, names.e + member)
-        removed = yield from invoke(FORGET, part.index, keys, _GRAVE_MS, part.publish, member)
+        for wanted in asks:
+            removed += yield from _invalidate(state, wanted)
     except BackendUnavailable as error:
         failed(state, error)
         return False
-    state.flights.ground(wanted.digest)
     state.counters.add("invalidated", removed)
     return removed > 0
+
+
+def _invalidate(state: State, wanted: Ask) -> Program[int]:
+    part, names = wanted.partition, wanted.partition.names
+    state.flights.ground(wanted.digest)
+    word = yield from connect(part)
+    member = word.prefix + wanted.digest
+    keys = (names.l, names.x, names.f, names.w, names.e + member)
+    removed = yield from invoke(FORGET, part.index, keys, _GRAVE_MS, part.publish, member)
+    state.flights.ground(wanted.digest)
+    return removed
 
 
 def invalidate_tag(state: State, tag: bytes) -> Program[bool]:
@@ -118,26 +126,32 @@ def _sweep_behind(state: State, part: Partition) -> Program[None]:
 
 
 def usage(state: State) -> Program[Usage]:
-    """
-    Return what the books hold, after expired entries have left them.
-
-    Raises BackendUnavailable: there is no answer without Redis.
-    """
+    """Return what the books hold, after expired entries have left them."""
     entries = units = 0
-    for part in state.partitions:
-        while (yield from trim(state, part)):
-            pass
-        yield from check_books(state, part, (yield from _expiring(part)), _SAMPLE)
-        members, total = yield from ask(part.index, ("ZCARD", part.names.x), ("ZSCORE", part.names.x, "#"))
-        entries += max(members - 1, 0)
-        units += -int(float(total or 0))
+    known = True
+    try:
+        for part in state.partitions:
+            counted = yield from _usage(state, part)
+            entries, units = entries + counted[0], units + counted[1]
+    except BackendUnavailable as error:
+        failed(state, error)
+        entries, units, known = 0, 0, False
     count = len(state.partitions)
     return Usage(
         entries=entries,
         bytes=units * UNIT,
         max_entries=state.max_entries * count,
         max_bytes=state.max_units * UNIT * count,
+        known=known,
     )
+
+
+def _usage(state: State, part: Partition) -> Program[tuple[int, int]]:
+    while (yield from trim(state, part)):
+        pass
+    yield from check_books(state, part, (yield from _expiring(part)), _SAMPLE)
+    members, total = yield from ask(part.index, ("ZCARD", part.names.x), ("ZSCORE", part.names.x, "#"))
+    return max(members - 1, 0), -int(float(total or 0))
 
 
 def _expiring(part: Partition) -> Program[set[bytes]]:

@@ -63,7 +63,9 @@ def begin(state: State, wanted: Ask, *, refresh: bool) -> Program[AnyServed | He
         if isinstance(landed, TimedOut):
             return Held(wanted, None, None)
         if landed is not None and landed.fence >= least:
-            return (yield from coalesced(state, landed)) or Held(wanted, None, None)
+            if (shared := (yield from coalesced(state, landed))) is not None:
+                return shared
+            seen = landed.fence.to_bytes(8, "big")  # of no use to this caller: it is to be replaced
 
 
 def _lead(

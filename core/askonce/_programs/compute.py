@@ -19,7 +19,7 @@ from ..scripts import FAILED, FOUND, GRANTED, HELD, LEASE, Leased
 from ..served import AnyServed, Served, Source
 from .find import Found, connect, failed, find, judge, serve, use
 from .state import Ask, State, Word, parse_word
-from .write import TOMBSTONE_MS, Grant, keep, note_word, release
+from .write import TOMBSTONE_MS, Grant, keep, note_word, release, release_by_token
 
 #: Turns of the lease loop that are not a wait: more means that somebody else rewrites the entry all the time.
 _MOST_TURNS = 8
@@ -189,9 +189,15 @@ def take_lease(
         word = part.word or (yield from connect(part))
         names = part.names
         keys = (names.c, names.e + word.prefix + wanted.digest, names.k + wanted.digest, names.f)
-        leased = yield from invoke(
-            LEASE, part.index, keys, word.generation, wanted.token, wanted.policy.lease_ms, seen, waited
-        )
+        try:
+            leased = yield from invoke(
+                LEASE, part.index, keys, word.generation, wanted.token, wanted.policy.lease_ms, seen, waited
+            )
+        except (GeneratorExit, BackendUnavailable):
+            raise
+        except BaseException:  # cancelled or interrupted: the lease may have been granted
+            yield from release_by_token(state, wanted)
+            raise
         if leased.code == HELD:
             return leased
         if leased.code == GRANTED:

@@ -7,7 +7,7 @@ from typing import Any
 
 from .._effects import Fetched, Program, ask, decode, detach, fetch, invoke
 from .._flights import Landed
-from ..entry import TAGGED, Corrupt, Entry, cost_ms, is_grave, parse
+from ..entry import TAGGED, Corrupt, Entry, Unusable, cost_ms, is_grave, parse
 from ..errors import BackendUnavailable
 from ..policy import Freshness
 from ..scripts import BUMP, CONTROL, SLIDE
@@ -16,6 +16,8 @@ from .state import Ask, Partition, State, Word, parse_word
 
 #: A control word that moves at every turn means a storm of bumps: then this call does without.
 _MOST_TURNS = 4
+
+_MOST_TAGS = 20_000
 
 #: Members whose uses are gathered in the process before they are counted in Redis.
 _MOST_COUNTED = 10_000
@@ -168,8 +170,9 @@ def judge(state: State, wanted: Ask, data: bytes | None, now_ms: int) -> Program
         freshness = Freshness.EARLY
     try:
         value = yield from decode(entry.flags, payload)
-    except Corrupt:
-        state.counters.add("corrupt")
+    except Corrupt as error:
+        if not isinstance(error, Unusable):
+            state.counters.add("corrupt")
         return Found(seen)
     ttl = max(entry.fresh_until - now_ms, 0) / 1000
     return Found(seen, freshness=freshness, value=value, age=age, ttl=ttl, flags=entry.flags, payload=payload)
@@ -186,6 +189,8 @@ def _tag_invalidated(part: Partition, entry: Entry, word: Word) -> Program[bool]
 
 
 def _read_tags(part: Partition, word: Word) -> Program[None]:
+    if len(part.tags) > _MOST_TAGS:  # twice what Redis keeps: read its list anew
+        part.tags, part.tags_until = {}, 0
     (reply,) = yield from ask(
         part.index, ("ZRANGE", part.names.tv, f"({part.tags_until}", "+inf", "BYSCORE", "WITHSCORES")
     )

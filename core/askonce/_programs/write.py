@@ -273,21 +273,21 @@ def release(
 
     *text* is the error that those who wait are to raise, empty if the answer may not be stored; None hands over.
     """
-    if grant is None:
-        return
+    if grant is not None:
+        yield from _release(state, wanted, grant.holder, 0 if text is None else tombstone_ms, text or "")
+
+
+def release_by_token(state: State, wanted: Ask) -> Program[None]:
+    """Give back a lease that may have been granted: the caller was interrupted before it heard."""
+    yield from _release(state, wanted, b":" + wanted.token, 0, "")
+
+
+def _release(state: State, wanted: Ask, holder: bytes, tombstone_ms: int, text: str) -> Program[None]:
     part = wanted.partition
     keys = (part.names.k + wanted.digest, part.names.w)
-    tombstone = 0 if text is None else tombstone_ms
     try:
         yield from invoke(
-            RELEASE,
-            part.index,
-            keys,
-            grant.holder,
-            tombstone,
-            text or "",
-            part.publish,
-            b"d" + wanted.digest,
+            RELEASE, part.index, keys, holder, tombstone_ms, text, part.publish, b"d" + wanted.digest
         )
     except BackendUnavailable:
         state.counters.add("backend_errors")

@@ -9,9 +9,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import Final
 
 from .._effects import Renewal
 from ..errors import BackendUnavailable
+
+#: A computation that takes longer has been forgotten by its caller: then somebody else may try.
+_LONGEST_S: Final = 3600.0
 
 
 class Renewals:
@@ -22,12 +26,15 @@ class Renewals:
         self._each_turn = each_turn
         self._condition = threading.Condition()
         self._due: dict[Renewal, float] = {}
+        self._until: dict[Renewal, float] = {}
         self._thread: threading.Thread | None = None
 
     def add(self, renewal: Renewal) -> None:
         """Keep a lease until it is discarded."""
         with self._condition:
-            self._due[renewal] = time.monotonic() + renewal.lease_ms / 3000
+            now = time.monotonic()
+            self._due[renewal] = now + renewal.lease_ms / 3000
+            self._until[renewal] = now + _LONGEST_S
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="askonce-renewals", daemon=True)
                 self._thread.start()
@@ -37,6 +44,7 @@ class Renewals:
         """Let a lease go."""
         with self._condition:
             self._due.pop(renewal, None)
+            self._until.pop(renewal, None)
 
     def _run(self) -> None:
         while True:
@@ -56,6 +64,8 @@ class Renewals:
                 if due:
                     for renewal in due:
                         self._due[renewal] = now + renewal.lease_ms / 3000
+                        if self._until.get(renewal, 0.0) < now:
+                            self.discard(renewal)
                     return due
                 soonest = min(self._due.values(), default=None)
                 self._condition.wait(None if soonest is None else soonest - now)

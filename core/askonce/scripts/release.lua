@@ -1,6 +1,7 @@
 -- release(keys=[k, w], args=[holder, tombstone_ms, text, publish, message]) -> 1 released | 0 not the holder
 --
--- Give a lease back without storing.
+-- Give a lease back without storing. holder is the value of k, or ":<token>" if the fence is not known because the
+-- caller was interrupted while it asked for the lease.
 --   tombstone_ms = 0   hand over: one of the waiters becomes the next leader
 --   tombstone_ms > 0   tell the waiters: text is the error to raise, or "" if the answer may not be stored, so
 --                      that they all compute at once instead of queueing for the lease one after the other
@@ -10,13 +11,14 @@
 
 local k, w = KEYS[1], KEYS[2]
 local holder, tombstone_ms, text, publish, message = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-if redis.call("GET", k) ~= holder then
+local held = redis.call("GET", k)
+if not held or string.sub(held, -#holder) ~= holder then
   return 0
 end
 if tombstone_ms == "0" then
   redis.call("DEL", k)
 else
-  redis.call("SET", k, "!" .. string.match(holder, "^%d+:%d+:") .. text, "PX", tombstone_ms)
+  redis.call("SET", k, "!" .. string.match(held, "^%d+:%d+:") .. text, "PX", tombstone_ms)
 end
 redis.call(publish, w, message)
 return 1

@@ -1,0 +1,72 @@
+"""Reads the books of a namespace as a stranger does, and compares them with the entries."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from askonce.keys import Names, partition_tags
+
+OVERHEAD, UNIT = 384, 64
+_SCRIPT = Path(__file__).with_name("audit.lua").read_text("utf-8")
+
+
+@dataclass(frozen=True)
+class Books:
+    """Both books, read in one step."""
+
+    counted: int  # units, as the books say
+    summed: int  # units, member by member
+    in_x: int
+    in_l: int
+    only_x: int
+    only_l: int
+
+
+@dataclass(frozen=True)
+class Entries:
+    """The books compared with the entries; true only while nobody writes."""
+
+    dead: int  # recorded, and there is no entry
+    unrecorded: int  # an entry that is not recorded
+    wrong: int  # recorded with another size than the entry has
+
+
+def units(length: int) -> int:
+    """Return the units that an entry of *length* stored bytes counts."""
+    return math.ceil((length + OVERHEAD) / UNIT)
+
+
+class Auditor:
+    """Audits one namespace of one partition."""
+
+    def __init__(self, client: redis.Redis, namespace: str) -> None:
+        self.client = client
+        self.names = Names(namespace, partition_tags(namespace, 1)[0])
+        self._script: Any = client.register_script(_SCRIPT)
+
+    def books(self) -> Books:
+        """Return both books, read in one step."""
+        return Books(*self._script(keys=[self.names.l, self.names.x]))
+
+    def entries(self) -> Entries:
+        """Compare every entry with its record, graves excluded: they are in no book."""
+        names = self.names
+        recorded = {
+            member: int(score) % 2**22
+            for member, score in self.client.zrange(names.x, 0, -1, withscores=True)
+            if member != b"#"
+        }
+        lengths = {}
+        for key in self.client.scan_iter(match=names.e + b"*", count=1000):
+            if (length := self.client.strlen(key)) > 48:
+                lengths[key[len(names.e) :]] = length
+        return Entries(
+            dead=len(recorded.keys() - lengths.keys()),
+            unrecorded=len(lengths.keys() - recorded.keys()),
+            wrong=sum(recorded[member] != units(lengths[member]) for member in recorded.keys() & lengths.keys()),
+        )

@@ -35,7 +35,7 @@ from ._namespace import Call
 from ._view import View, memo_request
 from ._wire.commands import answer, checked, is_unknown_script, pack, pack_load, pack_script
 from .control import NONE, current
-from .entry import Codec
+from .entry import Codec, encode_chunk
 from .errors import BackendUnavailable, ConfigurationError, Unfit
 from .keys import Explanation, tag_hash
 from .policy import Admit, Duration
@@ -220,11 +220,11 @@ class AsyncCache(View):
 
     async def invalidate(self, request: object) -> bool:
         """
-        Remove what is stored for *request*, as a value and as a stream, and refuse what is being computed for it.
+        Remove the entry of *request*, and refuse what is being computed for it.
 
         Return whether there was anything; False too if Redis could not be told.
         """
-        return await self._run(programs.invalidate(self._namespace.state, self._forms(request)), Call())
+        return await self._run(programs.invalidate(self._namespace.state, self._ask(request)), Call())
 
     async def invalidate_tag(self, tag: str) -> bool:
         """Make every entry with *tag* unreachable, however many; return whether Redis has noted it."""
@@ -436,6 +436,7 @@ class AsyncLease:
     def __init__(self, cache: AsyncCache, held: programs.Held, call: Call, owner: object) -> None:
         self._cache, self._held, self._call, self._owner = cache, held, call, owner
         self._done = False
+        self._published = False
         self._begun = time.perf_counter()
         cache._namespace.hold(owner, held)
 
@@ -452,8 +453,10 @@ class AsyncLease:
             return False
         taken = time.perf_counter() - self._begun if cost is None else cost
         held = self._cache._namespace.with_words(self._held, ttl, tags)
+        unsent = self._cache._namespace.unpublished(held)
         return await self._cache._run(
-            programs.finish(self._cache._namespace.state, held, value, round(taken * 1000)), self._call
+            programs.finish(self._cache._namespace.state, held, value, round(taken * 1000), unsent),
+            self._call,
         )
 
     async def abandon(self, error: Exception | None = None) -> None:
@@ -462,6 +465,19 @@ class AsyncLease:
             await self._cache._run(
                 programs.abandon(self._cache._namespace.state, self._held, error), self._call
             )
+
+    async def publish(self, chunk: object) -> None:
+        """
+        Pass a chunk on to those who follow with ``stream``, here and in other processes, before the value is finished.
+
+        Raises Uncacheable for a chunk that cannot be recorded.
+        """
+        if self._held.flight is None or self._done:
+            return
+        if not self._published:
+            self._published = True
+            self._cache._namespace.publish(self._held)
+        self._held.flight.tape.append(encode_chunk(chunk, self._call.codec))
 
     def _end(self) -> bool:
         """Note the end; return whether it was ended before."""

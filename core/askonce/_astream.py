@@ -8,8 +8,7 @@ running here or elsewhere, or its own call.  When a source ends early the next o
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -46,22 +45,25 @@ async def stream(driver: Driver, asked: Asked, fn: Callable[[], Any]) -> AsyncIt
                         yield chunk
                 return
             case programs.Held():
-                leading = _lead(driver, asked, outcome, fn, passed)
+                leading = _Leading(driver, asked, outcome, fn, passed)
                 try:
                     async for chunk in leading:
                         yield chunk
-                finally:
-                    with contextlib.suppress(RuntimeError):  # the loop shuts down and is closing it by itself
-                        await leading.aclose()
+                except GeneratorExit:
+                    await leading.gone()
+                    raise
                 return
             case Flight():
-                following = _follow_here(wanted, outcome, passed)
-                async for chunk in following:
+                here = _Here(driver, wanted, outcome, call, passed)
+                async for chunk in here.chunks():
                     yield chunk
-                if outcome.tape is not None and outcome.tape.complete and passed.level_with(outcome.tape):
+                if here.whole:
                     state.counters.add("coalesced")
                     return
-                outcome = await driver._run(programs.tune_in(state, wanted), call)
+                if outcome.tape.ended:
+                    outcome = await driver._run(programs.tune_in(state, wanted), call)
+                else:  # waiting for it again would not end
+                    outcome = programs.Held(wanted, None, None)
             case programs.Elsewhere():
                 source = _Elsewhere(driver, wanted, outcome, call, passed)
                 async for chunk in source.chunks():
@@ -72,23 +74,37 @@ async def stream(driver: Driver, asked: Asked, fn: Callable[[], Any]) -> AsyncIt
                 outcome = source.next
 
 
-async def _follow_here(wanted: programs.Ask, flight: Flight, passed: Passed) -> AsyncIterator[Any]:
-    """Yield what the tape holds as it comes, until the stream ends or takes too long."""
-    tape = flight.tape
-    if tape is None:
-        return
-    count = 0
-    while True:
-        if await within(tape.more(count), wanted.policy.max_wait_s, TIMED_OUT) is TIMED_OUT:
+class _Here:
+    """A stream that is led in this process; ``whole`` once the consumer was given all of it."""
+
+    def __init__(
+        self, driver: Driver, wanted: programs.Ask, flight: Flight, call: Call, passed: Passed
+    ) -> None:
+        self._driver, self._wanted, self._flight = driver, wanted, flight
+        self._call, self._passed = call, passed
+        self.whole = False
+
+    async def chunks(self) -> AsyncIterator[Any]:
+        """Yield what the leader passes on as it comes, or what it lands."""
+        tape, count = self._flight.tape, 0
+        while not (tape.ended and count == len(tape.chunks)):
+            if await within(tape.more(count), self._wanted.policy.max_wait_s, TIMED_OUT) is TIMED_OUT:
+                return
+            for recorded in tape.chunks[count:]:
+                count += 1
+                for chunk in self._passed.take(recorded):
+                    yield chunk
+        if tape.error is not None:
+            raise tape.error
+        self.whole = tape.complete
+        if not tape.complete or count:
             return
-        for recorded in tape.chunks[count:]:
-            count += 1
-            for chunk in passed.take(recorded):
+        program = programs.rest(self._wanted, self._flight)
+        landed = await self._driver._run(program, self._call)
+        self.whole = landed is not None
+        for recorded in landed or ():
+            for chunk in self._passed.take(recorded):
                 yield chunk
-        if tape.ended and count == len(tape.chunks):
-            if tape.error is not None:
-                raise tape.error
-            return
 
 
 class _Elsewhere:
@@ -123,38 +139,64 @@ class _Elsewhere:
                 return
 
 
-async def _lead(
-    driver: Driver, asked: Asked, held: programs.Held, fn: Callable[[], Any], passed: Passed
-) -> AsyncGenerator[Any, None]:
-    """Yield what the producer yields, recorded; store it once it has come to its end."""
-    namespace, call = driver._namespace, asked.call
-    owner: object = asyncio.current_task()
-    recording = Recording(namespace, held, passed.codec)
-    namespace.hold(owner, held)
-    producer: AsyncIterator[Any] | None = None
-    try:
-        producer = await _opened(fn)
-        async for chunk in producer:
-            recording.add(chunk)
-            if passed.is_new(chunk):
-                yield chunk
-    except GeneratorExit:
-        if asked.drain > 0 and producer is not None:
-            detach(_drain(driver, asked, held, producer, recording, owner))
-            owner = None  # the background ends it
+class _Leading:
+    """
+    A stream that this consumer leads: passes on what the producer yields, recorded, and stores it at its end.
+
+    Not a generator: when a loop shuts down it closes all of those at once, whichever drives which.
+    """
+
+    def __init__(
+        self, driver: Driver, asked: Asked, held: programs.Held, fn: Callable[[], Any], passed: Passed
+    ) -> None:
+        self._driver, self._asked, self._held, self._fn = driver, asked, held, fn
+        self._passed = passed
+        self._owner: object = asyncio.current_task()
+        self._producer: AsyncIterator[Any] | None = None
+        self._recording = Recording(driver._namespace, held, passed.codec)
+        driver._namespace.hold(self._owner, held)
+
+    def __aiter__(self) -> _Leading:
+        return self
+
+    async def __anext__(self) -> Any:
+        try:
+            if self._producer is None:
+                self._producer = await _opened(self._fn)
+            while True:
+                chunk = await anext(self._producer)
+                self._recording.add(chunk)
+                if self._passed.is_new(chunk):
+                    return chunk
+        except StopAsyncIteration:
+            try:
+                await _end(self._driver, self._held, self._asked.call, self._recording)
+            finally:
+                self._unhold()
+            raise
+        except BaseException as error:
+            await self._abandon(error if isinstance(error, Exception) else None)
+            raise
+
+    async def gone(self) -> None:
+        """The consumer has gone: go on in the background, or hand over."""
+        if self._asked.drain > 0 and self._producer is not None:
+            detach(
+                _drain(self._driver, self._asked, self._held, self._producer, self._recording, self._owner)
+            )
         else:
-            await _close(producer)
-            await driver._run(programs.abandon(namespace.state, held, None), call)
-        raise
-    except BaseException as error:
-        shared = error if isinstance(error, Exception) else None
-        await driver._run(programs.abandon(namespace.state, held, shared), call)
-        raise
-    else:
-        await _end(driver, held, call, recording)
-    finally:
-        if owner is not None:
-            namespace.unhold(owner, held)
+            await _close(self._producer)
+            await self._abandon(None)
+
+    async def _abandon(self, error: Exception | None) -> None:
+        state = self._driver._namespace.state
+        try:
+            await self._driver._run(programs.abandon(state, self._held, error), self._asked.call)
+        finally:
+            self._unhold()
+
+    def _unhold(self) -> None:
+        self._driver._namespace.unhold(self._owner, self._held)
 
 
 async def _end(driver: Driver, held: programs.Held, call: Call, recording: Recording) -> None:

@@ -33,10 +33,10 @@ class Flight:
 
     __slots__ = ("fence", "future", "home", "key", "tape")
 
-    def __init__(self, key: Key, home: object, tape: Tape | None) -> None:
+    def __init__(self, key: Key, home: object) -> None:
         self.key = key
         self.home = home
-        self.tape = tape  # of a stream
+        self.tape = Tape()  # of what the leader passes on while it computes, if it does
         self.fence = 0  # of the leader's lease, once it has one
         #: Landed; None if the leader gave up, so that a follower leads next; or the leader's error.
         self.future: Future[Landed | None] = Future()
@@ -51,9 +51,7 @@ class Flights:
         self._lock = RLock()  # re-entrant: the garbage collector may land an abandoned flight at any time
         self._flights: dict[Key, Flight] = {}
 
-    def board(
-        self, key: Key, home: object = None, least: int = 0, *, tape: bool = False
-    ) -> tuple[Flight, bool]:
+    def board(self, key: Key, home: object = None, least: int = 0) -> tuple[Flight, bool]:
         """
         Return the key's flight, and whether the caller is to lead it.
 
@@ -63,7 +61,7 @@ class Flights:
             flight = self._flights.get(key)
             if flight is not None and not 0 < flight.fence < least:
                 return flight, False
-            flight = self._flights[key] = Flight(key, home, Tape() if tape else None)
+            flight = self._flights[key] = Flight(key, home)
             return flight, True
 
     def land(self, flight: Flight, landed: Landed | None = None, error: Exception | None = None) -> None:
@@ -71,8 +69,7 @@ class Flights:
         with self._lock:
             if self._flights.get(flight.key) is flight:
                 del self._flights[flight.key]
-        if flight.tape is not None:
-            flight.tape.end(complete=landed is not None, error=error)
+        flight.tape.end(complete=landed is not None, error=error)
         if flight.future.done():
             return
         if error is not None:

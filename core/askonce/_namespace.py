@@ -23,7 +23,7 @@ from typing import Any, Final, TypeVar
 from ._background import Background
 from ._effects import Computed, Encoded, Fetched, Renewal
 from ._flights import Flights
-from ._programs import Ask, Held, Partition, State
+from ._programs import Ask, Held, Partition, State, publish_call
 from ._wire.breaker import Breaker
 from ._wire.commands import answer, checked, is_unknown_script, pack, pack_load, pack_script
 from ._wire.endpoint import Endpoint, from_client, from_environment, from_url
@@ -33,7 +33,19 @@ from ._wire.multiplexed import Multiplexers
 from ._wire.publisher import Publisher
 from ._wire.renewals import Renewals
 from .control import Control, checked_tags
-from .entry import UNIT, Codec, Corrupt, Unusable, decode, decode_payload, encode, parse
+from .entry import (
+    UNIT,
+    Codec,
+    Corrupt,
+    Unusable,
+    decode,
+    decode_payload,
+    decode_stream,
+    encode,
+    encode_stream,
+    parse,
+    whole,
+)
 from .errors import BackendUnavailable, ConfigurationError, Unfit
 from .keys import Names, check_namespace, partition_tags, tag_hash
 from .policy import Admit, Duration, Freshness, Policy, Refused, Size, seconds, size
@@ -122,18 +134,21 @@ class Call:
     usable: Callable[[Any], bool] | None = None
     compute: Callable[[Sequence[int]], Any] | None = None  # indices -> values, awaited by the async driver
     digests: Sequence[bytes] = ()
+    streams: bool = False
 
     def encode(self, value: Any, cost_ms: int) -> Encoded:
-        """Perform ``Encode``."""
-        ttl_ms = self._admitted(value)
-        flags, payload = encode(value, self.codec, cost_ms)
-        return Encoded(flags, payload, ttl_ms)
+        """Perform ``Encode``; the value of a stream is given as its encoded chunks."""
+        ttl_ms = None
+        if self.admit is not None:
+            ttl_ms = self._admitted(self.admit, whole(value, self.codec) if self.streams else value)
+        if self.streams:
+            return Encoded(*encode_stream(value, cost_ms), ttl_ms)
+        return Encoded(*encode(value, self.codec, cost_ms), ttl_ms)
 
-    def _admitted(self, value: Any) -> int | None:
-        if self.admit is None:
-            return None
+    @staticmethod
+    def _admitted(admit: Admit, value: Any) -> int | None:
         try:
-            ttl = self.admit(value)
+            ttl = admit(value)
             return None if ttl is None else round(seconds("ttl", ttl, at_least=0.001) * 1000)
         except Refused:
             raise
@@ -141,7 +156,9 @@ class Call:
             raise Refused(f"admission failed: {type(error).__qualname__}") from error
 
     def decode(self, flags: int, payload: bytes) -> Any:
-        """Perform ``Decode``; what the caller cannot use counts as unreadable."""
+        """Perform ``Decode``; what the caller cannot use counts as unreadable.  A stream is its encoded chunks."""
+        if self.streams:
+            return decode_stream(flags, payload, self.codec)
         value = decode_payload(flags, payload, self.codec)
         if self.usable is not None and not self.usable(value):
             raise Unusable("not usable by this caller")
@@ -411,18 +428,19 @@ class Namespace:
             args = (held.grant.holder, 0, b"", held.wanted.partition.publish, b"d" + digest)
             self._invoke(RELEASE, (names.k + digest, names.w), args)
 
+    def publish(self, held: Held) -> None:
+        """Publish what is recorded of a flight, for followers in other processes."""
+        if held.flight is not None and held.grant is not None:
+            self.publisher.add(held, held.flight.tape)
+
+    def unpublished(self, held: Held) -> list[bytes]:
+        """Publish no more of a flight; return what followers elsewhere have not been given."""
+        return self.publisher.take(held.flight.tape) if held.flight is not None else []
+
     def _publish(self, held: Held, chunks: list[bytes]) -> int:
-        grant, digest, part = held.grant, held.wanted.digest, held.wanted.partition
-        if grant is None:
+        if held.grant is None:
             return 0
-        keys = (part.names.k + digest, part.names.r + b"%b:%d" % (digest, grant.fence), part.names.w)
-        args: tuple[Arg, ...] = (
-            grant.holder,
-            held.wanted.policy.lease_ms,
-            part.publish,
-            b"r" + digest,
-            *chunks,
-        )
+        keys, args = publish_call(held.wanted, held.grant, chunks)
         return self._invoke(PUBLISH, keys, args)
 
     def _renew(self, renewal: Renewal) -> bool:

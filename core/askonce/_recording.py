@@ -40,10 +40,6 @@ class Passed:
         """Expect a source from its first chunk on."""
         self._place = 0
 
-    def level_with(self, tape: Tape) -> bool:
-        """Return whether the consumer has been given all that is on the tape."""
-        return self._place >= len(tape.chunks)
-
     def take(self, chunk: bytes) -> Iterator[Any]:
         """Yield the chunk, decoded anew, if the consumer does not have it yet."""
         if self._is_new(chunk):
@@ -69,15 +65,13 @@ class Recording:
     """What the leader of a stream records while it passes chunks on."""
 
     def __init__(self, namespace: Namespace, held: Held, codec: Codec[Any] | None) -> None:
-        flight = held.flight
-        self.tape = flight.tape if flight is not None and flight.tape is not None else Tape()
+        self.tape = held.flight.tape if held.flight is not None else Tape()
         self.whole = True
         self._codec = codec
         self._namespace = namespace
         self._most = namespace.settings.max_bytes
         self._begun = time.perf_counter()
-        if held.grant is not None:
-            namespace.publisher.add(held, self.tape)
+        namespace.publish(held)
 
     @property
     def cost_ms(self) -> int:

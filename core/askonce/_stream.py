@@ -49,10 +49,10 @@ def stream(driver: Driver, asked: Asked, fn: Callable[[], Iterable[Any]]) -> Ite
                 yield from _lead(driver, asked, outcome, fn, passed)
                 return
             case Flight():
-                if (yield from _follow_here(wanted, outcome, passed)):
+                if (yield from _follow_here(driver, wanted, outcome, call, passed)):
                     state.counters.add("coalesced")
                     return
-                outcome = driver._run(programs.tune_in(state, wanted), call)
+                outcome = _again(wanted, outcome) or driver._run(programs.tune_in(state, wanted), call)
             case programs.Elsewhere():
                 outcome = yield from _follow_elsewhere(driver, wanted, outcome, call, passed)
                 if outcome is None:
@@ -60,12 +60,18 @@ def stream(driver: Driver, asked: Asked, fn: Callable[[], Iterable[Any]]) -> Ite
                     return
 
 
-def _follow_here(wanted: programs.Ask, flight: Flight, passed: Passed) -> Generator[Any, None, bool]:
-    """Yield what the tape holds as it comes; return whether the stream came to its end."""
-    tape = flight.tape
-    if tape is None or (flight.home is not None and flight.home is running_loop()):
-        return False
-    count = 0
+def _again(wanted: programs.Ask, flight: Flight) -> programs.Held | None:
+    """Return what makes this caller call for itself, if waiting for *flight* again would not end."""
+    return None if flight.tape.ended else programs.Held(wanted, None, None)
+
+
+def _follow_here(
+    driver: Driver, wanted: programs.Ask, flight: Flight, call: Call, passed: Passed
+) -> Generator[Any, None, bool]:
+    """Yield what the leader passes on as it comes, or what it lands; return whether that was all."""
+    if flight.home is not None and flight.home is running_loop():
+        return False  # its leader needs the very loop that this call blocks
+    tape, count = flight.tape, 0
     while True:
         try:
             tape.more(count).result(wanted.policy.max_wait_s)
@@ -75,9 +81,15 @@ def _follow_here(wanted: programs.Ask, flight: Flight, passed: Passed) -> Genera
             count += 1
             yield from passed.take(chunk)
         if tape.ended and count == len(tape.chunks):
-            if tape.error is not None:
-                raise tape.error
-            return tape.complete
+            break
+    if tape.error is not None:
+        raise tape.error
+    if not tape.complete or count:
+        return tape.complete
+    chunks = driver._run(programs.rest(wanted, flight), call)
+    for chunk in chunks or ():
+        yield from passed.take(chunk)
+    return chunks is not None
 
 
 def _follow_elsewhere(

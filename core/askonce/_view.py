@@ -15,9 +15,9 @@ from ._namespace import Call, Namespace, Settings
 from ._programs import Ask
 from ._recording import Asked
 from .control import Control, current
-from .entry import ChunksCodec, Codec, decode_chunk
+from .entry import Codec
 from .errors import ConfigurationError
-from .keys import PLAIN, STREAM, Explanation, Fingerprints, Request, differences, visible
+from .keys import PLAIN, Explanation, Fingerprints, Request, differences, visible
 from .policy import Admit, Duration, Policy, Size, seconds
 from .stats import Event
 
@@ -156,20 +156,12 @@ class View:
     ) -> Call:
         return Call(codec, admit or self._admit, None, compute, digests)
 
-    def _forms(self, request: object) -> list[Ask]:
-        """Return an Ask for each form in which an answer to *request* may be stored."""
-        own_kind = isinstance(request, Request)
-        return [self._ask(form) for form in ([request] if own_kind else [request, Request(STREAM, request)])]
-
     def _stream_words(
         self, request: object, codec: Codec[Any] | None, admit: Admit | None, drain: Duration, **words: Any
     ) -> Asked:
-        chosen = admit or self._admit
-        wanted = self._ask(Request(STREAM, request), **words)
-        call = self._call(ChunksCodec())
-        call.admit = (
-            None if chosen is None else lambda chunks: chosen([decode_chunk(c, codec) for c in chunks])
-        )
+        wanted = self._ask(request, **words)
+        call = self._call(codec, admit)
+        call.streams = True
         return Asked(wanted, call, codec, seconds("drain", drain))
 
     def _distinct(self, requests: Sequence[object], **words: Any) -> tuple[list[Ask], list[int]]:

@@ -37,7 +37,7 @@ _COMPRESS_FROM = 1024
 _LARGEST_VALUE = 256 << 20
 
 _PREAMBLE = struct.Struct(">cI")
-_JSON, _TEXT, _BYTES, _CODEC = b"j", b"s", b"b", b"c"
+_JSON, _TEXT, _BYTES, _CODEC, _CHUNKS = b"j", b"s", b"b", b"c", b"k"
 _MAX_TAGS = 255
 
 
@@ -124,6 +124,10 @@ def tag_block(tags: tuple[bytes, ...]) -> bytes:
 def encode(value: object, codec: Codec[Any] | None, cost_ms: int) -> tuple[int, bytes]:
     """Return flags and payload of *value*; raise Uncacheable if it would not come back as it is."""
     kind, data = _write(value, codec)
+    return _packed(kind, data, cost_ms)
+
+
+def _packed(kind: bytes, data: bytes, cost_ms: int) -> tuple[int, bytes]:
     flags = 0
     if _zstd is not None and len(data) >= _COMPRESS_FROM:
         packed = _zstd.compress(data)
@@ -140,12 +144,16 @@ def decode(entry: Entry, codec: Codec[Any] | None) -> Any:
 
 def decode_payload(flags: int, payload: bytes, codec: Codec[Any] | None) -> Any:
     """Return the value in *payload*; see ``decode``."""
+    kind, data = _unpacked(flags, payload)
+    return whole(_chunks(data), codec) if kind == _CHUNKS else _read(kind, data, codec)
+
+
+def _unpacked(flags: int, payload: bytes) -> tuple[bytes, bytes]:
+    """Return what names the encoding, and the encoded value."""
     if len(payload) < _PREAMBLE.size:
         raise Corrupt("no preamble")
     data = payload[_PREAMBLE.size :]
-    if flags & COMPRESSED:
-        data = _decompress(data)
-    return _read(payload[:1], data, codec)
+    return payload[:1], _decompress(data) if flags & COMPRESSED else data
 
 
 def encode_chunk(chunk: object, codec: Codec[Any] | None) -> bytes:
@@ -159,21 +167,42 @@ def decode_chunk(data: bytes, codec: Codec[Any] | None) -> Any:
     return _read(data[:1], data[1:], codec)
 
 
-class ChunksCodec:
-    """A whole stream: its encoded chunks, in order."""
+def encode_stream(chunks: list[bytes], cost_ms: int) -> tuple[int, bytes]:
+    """Return flags and payload of a whole stream, given its encoded chunks."""
+    return _packed(_CHUNKS, ormsgpack.packb(chunks), cost_ms)
 
-    name = "chunks"
 
-    def encode(self, value: list[bytes]) -> bytes:
-        """Return the chunks as one value."""
-        return ormsgpack.packb(value)
+def decode_stream(flags: int, payload: bytes, codec: Codec[Any] | None) -> list[bytes]:
+    """
+    Return the encoded chunks of the stream in *payload*; what was stored as one value is a stream of one chunk.
 
-    def decode(self, data: bytes) -> list[bytes]:
-        """Return the chunks in *data*."""
+    Raises Corrupt if a chunk was not written by this codec.
+    """
+    kind, data = _unpacked(flags, payload)
+    chunks = _chunks(data) if kind == _CHUNKS else [kind + data]
+    for chunk in chunks:
+        decode_chunk(chunk, codec)
+    return chunks
+
+
+def whole(chunks: list[bytes], codec: Codec[Any] | None) -> Any:
+    """Return the value of a stream: its text or bytes in one piece, or the list of its chunks."""
+    values = [decode_chunk(chunk, codec) for chunk in chunks]
+    if values and all(type(value) is str for value in values):
+        return "".join(values)
+    if values and all(type(value) is bytes for value in values):
+        return b"".join(values)
+    return values
+
+
+def _chunks(data: bytes) -> list[bytes]:
+    try:
         chunks = ormsgpack.unpackb(data)
-        if not isinstance(chunks, list) or not all(isinstance(chunk, bytes) for chunk in chunks):
-            raise Corrupt("no list of chunks")
-        return chunks
+    except ValueError as error:
+        raise Corrupt(str(error)) from error
+    if not isinstance(chunks, list) or not all(isinstance(chunk, bytes) for chunk in chunks):
+        raise Corrupt("no list of chunks")
+    return chunks
 
 
 def _write(value: object, codec: Codec[Any] | None) -> tuple[bytes, bytes]:

@@ -54,8 +54,6 @@ _TO_URL = bytes.maketrans(b"+/", b"-_")
 
 #: The kind of requests that come straight from the caller.
 PLAIN: Final = "request"
-#: The kind of requests whose answer is a stream: the same request in another form is another answer.
-STREAM: Final = "stream"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,12 @@ is an effect (see ``_effects``).  Rules that keep it so:
 """
 
 from .admin import bump, clear, flush, invalidate, invalidate_tag, usage, whereabouts
-from .begin import Held, abandon, begin, finish
+from .begin import Held, abandon, begin, finish, publish_call
 from .compute import get_or_compute
 from .find import lookup
 from .many import get_many, get_or_compute_many
 from .state import Ask, Partition, State
-from .stream import Chunks, Elsewhere, end, follow, tune_in
+from .stream import Chunks, Elsewhere, end, follow, rest, tune_in
 from .write import store
 
 __all__ = [
@@ -41,6 +41,8 @@ __all__ = [
     "invalidate",
     "invalidate_tag",
     "lookup",
+    "publish_call",
+    "rest",
     "store",
     "tune_in",
     "usage",

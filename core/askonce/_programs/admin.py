@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 from .._effects import Program, ask, detach, invoke
@@ -24,28 +23,21 @@ _SWEEP_AT_ONCE: Final = 64
 _SAMPLE: Final = 256
 
 
-def invalidate(state: State, asks: Sequence[Ask]) -> Program[bool]:
-    """Remove the entries of one request, and refuse what is being computed for it.  Return whether there was one."""
-    removed = 0
+def invalidate(state: State, wanted: Ask) -> Program[bool]:
+    """Remove one entry and refuse what is being computed for it.  Return whether there was one."""
+    part, names = wanted.partition, wanted.partition.names
+    state.flights.ground(wanted.digest)
     try:
-        for wanted in asks:
-            removed += yield from _invalidate(state, wanted)
+        word = yield from connect(part)
+        member = word.prefix + wanted.digest
+        keys = (names.l, names.x, names.f, names.w, names.e + member)
+        removed = yield from invoke(FORGET, part.index, keys, _GRAVE_MS, part.publish, member)
     except BackendUnavailable as error:
         failed(state, error)
         return False
+    state.flights.ground(wanted.digest)
     state.counters.add("invalidated", removed)
     return removed > 0
-
-
-def _invalidate(state: State, wanted: Ask) -> Program[int]:
-    part, names = wanted.partition, wanted.partition.names
-    state.flights.ground(wanted.digest)
-    word = yield from connect(part)
-    member = word.prefix + wanted.digest
-    keys = (names.l, names.x, names.f, names.w, names.e + member)
-    removed = yield from invoke(FORGET, part.index, keys, _GRAVE_MS, part.publish, member)
-    state.flights.ground(wanted.digest)
-    return removed
 
 
 def invalidate_tag(state: State, tag: bytes) -> Program[bool]:

@@ -7,13 +7,15 @@ an unfinished lease never waits for another one: two such callers could wait for
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .._effects import Program, TimedOut, join
+from .._effects import Program, TimedOut, invoke, join
 from .._flights import Flight
 from ..errors import BackendUnavailable
 from ..policy import Freshness
+from ..scripts import PUBLISH, Arg
 from ..served import AnyServed, Source
 from .compute import acquire, coalesced, error_type, stored_fence
 from .find import Found, failed, find, serve, use
@@ -94,16 +96,39 @@ def _lead(
     return Held(wanted, flight, grant)
 
 
-def finish(state: State, held: Held, value: Any, cost_ms: int) -> Program[bool]:
-    """Store what the caller computed, give the lease back, hand the value to all who joined."""
+def finish(state: State, held: Held, value: Any, cost_ms: int, unsent: Sequence[bytes] = ()) -> Program[bool]:
+    """
+    Store what the caller computed, give the lease back, hand the value to all who joined.
+
+    *unsent* are chunks that followers elsewhere have not been given yet.
+    """
     landed = None
     state.counters.add("computed")
     try:
+        if unsent and held.grant is not None:
+            yield from _publish(state, held.wanted, held.grant, unsent)
         landed = yield from keep(state, held.wanted, value, cost_ms, held.grant)
         return landed.ttl > 0
     finally:
         if held.flight is not None:
             state.flights.land(held.flight, landed)
+
+
+def _publish(state: State, wanted: Ask, grant: Grant, chunks: Sequence[bytes]) -> Program[None]:
+    try:
+        keys, args = publish_call(wanted, grant, chunks)
+        yield from invoke(PUBLISH, wanted.partition.index, keys, *args)
+    except BackendUnavailable as error:
+        failed(state, error)
+
+
+def publish_call(
+    wanted: Ask, grant: Grant, chunks: Sequence[bytes]
+) -> tuple[tuple[bytes, ...], tuple[Arg, ...]]:
+    """Return keys and arguments of one ``publish``."""
+    names, digest = wanted.partition.names, wanted.digest
+    keys = (names.k + digest, names.r + b"%b:%d" % (digest, grant.fence), names.w)
+    return keys, (grant.holder, wanted.policy.lease_ms, wanted.partition.publish, b"r" + digest, *chunks)
 
 
 def abandon(state: State, held: Held, error: Exception | None) -> Program[None]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .._effects import Program, ask, listen, sleep
+from .._effects import Program, TimedOut, ask, decode, join, listen, sleep
 from .._flights import Flight
+from ..entry import Corrupt
 from ..errors import BackendUnavailable
 from ..policy import Freshness
 from ..scripts import Leased
@@ -57,9 +58,7 @@ def tune_in(state: State, wanted: Ask) -> Program[AnyServed | Held | Flight | El
     stale = found is not None and found.freshness is Freshness.STALE
     if not stale:
         state.counters.add("misses")
-    flight, leads = state.flights.board(
-        wanted.flight_key, wanted.home, found.least_fence if found else 0, tape=True
-    )
+    flight, leads = state.flights.board(wanted.flight_key, wanted.home, found.least_fence if found else 0)
     if leads:
         return (yield from _lead(state, wanted, flight, found if stale else None, seen, reachable))
     if stale and (served_stale := serve(state, found)) is not None:
@@ -84,7 +83,7 @@ def _lead(
         flight.fence = outcome.fence
         return Held(wanted, flight, outcome)
     if isinstance(outcome, Found):
-        state.flights.land(flight)  # not on tape: who joined looks again
+        state.flights.land(flight, outcome.landed())
         state.counters.add("coalesced")
         return outcome.served(Source.COALESCED)
     if stale is not None:
@@ -118,6 +117,11 @@ def follow(
             if isinstance(outcome, Leased) and outcome.fence == elsewhere.fence:
                 left -= yield from sleep(waiter, min(left, max(outcome.left_ms, 1) / 1000 + 0.001))
                 continue
+            if isinstance(outcome, Found) and count:
+                # Its leader may have published more, and may have stored another form than chunks.
+                (chunks,) = yield from ask(part.index, ("LRANGE", running, count, -1))
+                if chunks:
+                    return Chunks(chunks)
             return (yield from _after(state, wanted, elsewhere, count, outcome))
         finally:
             waiter.close()
@@ -137,12 +141,24 @@ def _after(
         )
     if outcome is None:
         return None
-    flight, leads = state.flights.board(wanted.flight_key, wanted.home, tape=True)
+    flight, leads = state.flights.board(wanted.flight_key, wanted.home)
     if not leads:
         yield from release(state, wanted, outcome, None)
         return None
     flight.fence = outcome.fence
     return Held(wanted, flight, outcome)
+
+
+def rest(wanted: Ask, flight: Flight) -> Program[list[bytes] | None]:
+    """Return the chunks of a flight that has landed without passing them on, or None if it has nothing for us."""
+    landed = yield from join(flight, wanted.policy.max_wait_s)
+    if landed is None or isinstance(landed, TimedOut) or landed.payload is None:
+        return None
+    try:
+        chunks: list[bytes] = yield from decode(landed.flags, landed.payload)
+    except Corrupt:
+        return None
+    return chunks
 
 
 def end(state: State, held: Held, chunks: list[bytes], cost_ms: int) -> Program[bool]:

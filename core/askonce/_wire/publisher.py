@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from .._programs import Held
@@ -25,6 +25,7 @@ class _Running:
     held: Held
     tape: Tape
     sent: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)  # held while chunks are on their way
 
 
 class Publisher:
@@ -45,6 +46,15 @@ class Publisher:
                 self._thread.start()
             self._condition.notify()
 
+    def take(self, tape: Tape) -> list[bytes]:
+        """Publish no more of *tape*; return the chunks that have not been published."""
+        with self._condition:
+            one = self._running.pop(tape, None)
+        if one is None:
+            return []
+        with one.lock:  # at most one exchange long
+            return tape.chunks[one.sent :]
+
     def _run(self) -> None:
         pause = threading.Event()
         while True:
@@ -59,12 +69,15 @@ class Publisher:
             pause.wait(_GATHER_S)
 
     def _advance(self, one: _Running) -> bool:
-        chunks = one.tape.chunks[one.sent : one.sent + _MOST]
-        if not chunks:
-            return True
-        try:
-            going_on = self._publish(one.held, chunks) > 0
-        except BackendUnavailable:
-            return False  # followers elsewhere take the entry, or call for themselves
-        one.sent += len(chunks)
-        return going_on
+        with one.lock:
+            if one.tape not in self._running:
+                return False
+            chunks = one.tape.chunks[one.sent : one.sent + _MOST]
+            if not chunks:
+                return True
+            try:
+                going_on = self._publish(one.held, chunks) > 0
+            except BackendUnavailable:
+                return False  # followers elsewhere take the entry, or call for themselves
+            one.sent += len(chunks)
+            return going_on

@@ -339,6 +339,9 @@ class AsyncCache(View):
                 reply, error = await self._perform(effect, call), None
             except BaseException as exc:  # noqa: BLE001  the program decides
                 error = exc
+                if isinstance(exc, Unfit):
+                    self._namespace.unfit(exc)
+                    await self._namespace.multiplexers.drop()
 
     async def _perform(self, effect: Effect, call: Call) -> Any:
         match effect:
@@ -381,10 +384,12 @@ class AsyncCache(View):
             return await wire.exchange(packed, count)
         packed += namespace.pack_counters(counters)
         try:
-            return (await wire.exchange(packed, count + len(counters)))[:count]
+            replies = await wire.exchange(packed, count + len(counters))
         except BackendUnavailable:
             namespace.state.counters.give_back(counters)
             raise
+        namespace.counted(counters, replies[count:])
+        return replies[:count]
 
     async def _fetch(self, effect: Fetch) -> Fetched:
         namespace, part = self._namespace, self._namespace.state.partitions[effect.partition]
@@ -399,12 +404,7 @@ class AsyncCache(View):
         if is_unknown_script(replies):
             before = time.monotonic()
             replies = (await self._exchange(pack_load(effect.script) + packed, 2))[1:]
-        try:
-            result = answer(effect.script, replies[0])
-        except Unfit as error:
-            self._namespace.unfit(error)
-            await self._namespace.multiplexers.drop()
-            raise
+        result = answer(effect.script, replies[0])
         self._namespace.clock.note(result, before, time.monotonic())
         return result
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Final
 
 _MOST_THREADS: Final = 8
+#: A thread that has had nothing to do for so long ends.
+_IDLE_S: Final = 1.0
 
 _log = logging.getLogger("askonce")
 
@@ -31,9 +33,9 @@ class Background:
         """Run *work* soon, in some thread; what it raises is logged."""
         with self._changed:
             self._unfinished += 1
+            self._queue.put(work)  # under the lock: a thread that is about to end looks again
             start = self._threads < min(self._unfinished, _MOST_THREADS)
             self._threads += start
-        self._queue.put(work)
         if start:
             try:
                 threading.Thread(target=self._run, name="askonce-background", daemon=True).start()
@@ -48,7 +50,14 @@ class Background:
 
     def _run(self) -> None:
         while True:
-            work = self._queue.get()
+            try:
+                work = self._queue.get(timeout=_IDLE_S)
+            except Empty:
+                with self._changed:
+                    if self._queue.empty():
+                        self._threads -= 1
+                        return
+                continue
             try:
                 work()
             except Exception:  # noqa: BLE001  whatever it is, it must not end the thread

@@ -332,6 +332,9 @@ class Cache(View):
                 reply, error = self._perform(effect, call), None
             except BaseException as exc:  # noqa: BLE001  the program decides
                 error = exc
+                if isinstance(exc, Unfit):
+                    self._namespace.unfit(exc)
+                    self._namespace.held.drop()
 
     def _perform(self, effect: Effect, call: Call) -> Any:
         match effect:
@@ -379,10 +382,12 @@ class Cache(View):
             return namespace.held.exchange(packed, count)
         packed += namespace.pack_counters(counters)
         try:
-            return namespace.held.exchange(packed, count + len(counters))[:count]
+            replies = namespace.held.exchange(packed, count + len(counters))
         except BackendUnavailable:
             namespace.state.counters.give_back(counters)
             raise
+        namespace.counted(counters, replies[count:])
+        return replies[:count]
 
     def _fetch(self, effect: Fetch) -> Fetched:
         namespace, part = self._namespace, self._namespace.state.partitions[effect.partition]
@@ -397,12 +402,7 @@ class Cache(View):
         if is_unknown_script(replies):
             before = time.monotonic()
             replies = self._exchange(pack_load(effect.script) + packed, 2)[1:]
-        try:
-            result = answer(effect.script, replies[0])
-        except Unfit as error:
-            self._namespace.unfit(error)
-            self._namespace.held.drop()
-            raise
+        result = answer(effect.script, replies[0])
         self._namespace.clock.note(result, before, time.monotonic())
         return result
 

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import Any, Final, TypeVar
 
+from redis.exceptions import ResponseError
+
 from ._background import Background
 from ._effects import Computed, Encoded, Fetched, Renewal
 from ._flights import Flights
@@ -179,7 +181,8 @@ class Call:
         try:
             yield
         finally:
-            leading.reset(reset)
+            with contextlib.suppress(ValueError):  # collected in another context, which has nothing to reset
+                leading.reset(reset)
 
 
 @dataclass(slots=True, eq=False)
@@ -259,6 +262,7 @@ class Namespace:
     def close(self) -> None:
         """Wait for detached work, add the last counters, close what belongs to the calling thread."""
         self.background.settle(_SETTLE_S)
+        self.renewals.close()
         self.listener.close()
         self.listener = self._new_listener()
         self.held.drop()
@@ -326,6 +330,13 @@ class Namespace:
         """Return the commands that add *counters* to the fleet's."""
         name = self.state.partitions[0].names.s
         return b"".join(pack(("HINCRBY", name, counter, count)) for counter, count in counters.items())
+
+    def counted(self, counters: dict[str, int], replies: Sequence[Any]) -> None:
+        """Keep what Redis refused to count (it is out of memory) for later."""
+        refused = [
+            name for name, reply in zip(counters, replies, strict=True) if isinstance(reply, ResponseError)
+        ]
+        self.state.counters.give_back({name: counters[name] for name in refused})
 
     # --- requests ---------------------------------------------------------------------------------------------
 

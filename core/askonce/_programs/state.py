@@ -12,7 +12,7 @@ from ..keys import Names
 from ..policy import Policy
 from ..stats import Counters
 
-_WORD = re.compile(rb"(\d{1,10}):(\d{1,16})")
+_WORD = re.compile(rb"(\d{1,10}):(\d{1,15})")
 _LARGEST_GENERATION = 0xFFFFFFFF  # four bytes of the header
 
 #: Members whose books look wrong are healed by the next store; more than this wait for the sample of ``heal``.

@@ -21,7 +21,7 @@ _LONGEST: Final = 30.0
 class Breaker:
     """The breaker of one server, shared by threads and event loops.  *tell* hears of every opening and closing."""
 
-    __slots__ = ("_clock", "_failures", "_lock", "_server", "_tell", "_until")
+    __slots__ = ("_clock", "_failures", "_lock", "_probing", "_server", "_tell", "_until")
 
     def __init__(
         self,
@@ -35,6 +35,7 @@ class Breaker:
         self._lock = RLock()  # as in stats.Counters
         self._failures = 0
         self._until = 0.0
+        self._probing = False
 
     def allows(self) -> bool:
         """Return whether to ask.  After a pause the first caller may, as the probe."""
@@ -44,7 +45,7 @@ class Breaker:
             now = self._clock()
             if now < self._until:
                 return False
-            self._until = now + _FIRST
+            self._until, self._probing = now + _FIRST, True
             return True
 
     @property
@@ -55,8 +56,12 @@ class Breaker:
     def failed(self, why: str, *, for_long: bool = False) -> None:
         """Note that the server did not answer; *for_long* if only its operator can mend it."""
         with self._lock:
+            now = self._clock()
+            if self._failures and now < self._until and not self._probing and not for_long:
+                return  # callers that were under way together are one failure
+            self._probing = False
             pause = _LONGEST if for_long else min(_LONGEST, _FIRST * 2 ** min(self._failures, 16))
-            self._until = self._clock() + pause
+            self._until = now + pause
             self._failures += 1
         self._tell(Event("breaker-opened", self._server, why, pause))
 
@@ -64,5 +69,5 @@ class Breaker:
         """Note that it did."""
         if self._failures:
             with self._lock:
-                self._failures = 0
+                self._failures, self._probing = 0, False
             self._tell(Event("breaker-closed", self._server, "it answers", 0.0))

@@ -92,7 +92,10 @@ def from_url(url: str) -> Endpoint:
     """Return the endpoint of *url*, or raise ConfigurationError.  Nothing is connected or started."""
     if not isinstance(url, str):
         raise ConfigurationError(f"url is {type(url).__name__}; give text such as {_SCHEMES}, or client=")
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ConfigurationError(f"url cannot be read; give one of {_SCHEMES}") from None
     if parts.scheme == "embedded":
         from . import embedded  # noqa: PLC0415  it needs fcntl, which not every platform has
 
@@ -105,8 +108,10 @@ def from_url(url: str) -> Endpoint:
         raise ConfigurationError(f"url {redacted(url)!r} is not understood; give one of {_SCHEMES}")
     try:
         options = dict(parse_url(url))  # type: ignore[no-untyped-call]
-    except ValueError as error:
-        raise ConfigurationError(f"url {redacted(url)!r}: {error}") from None
+    except ValueError:  # its text may quote the password
+        raise ConfigurationError(
+            f"url {redacted(url)!r} cannot be read; give one of {_SCHEMES}, special characters of a password escaped"
+        ) from None
     kind: Any = options.pop("connection_class", redis.Connection)
     return Endpoint(kind, _kept(options), redacted(url))
 
@@ -127,13 +132,13 @@ def from_client(client: object) -> Endpoint:
 
 
 def redacted(url: str) -> str:
-    """Return *url* without its password."""
+    """Return *url* as it may be shown: scheme, host, port and path, never user, password or options."""
     try:
         parts = urlsplit(url)
-        password = parts.password
+        port = f":{parts.port}" if parts.port else ""
     except ValueError:
         return "(unreadable)"
-    return url.replace(f":{password}@", ":***@") if password else url
+    return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}" if parts.scheme else "(no scheme)"
 
 
 def _kept(options: Mapping[str, Any]) -> dict[str, Any]:

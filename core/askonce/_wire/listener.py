@@ -21,6 +21,8 @@ from .endpoint import Endpoint
 #: How long to wait for messages before looking whether the listener is still wanted.
 _TURN: Final = 1.0
 _PAUSE: Final = 0.5
+#: When nobody has waited for so long the connection is given up.
+_IDLE_S: Final = 5.0
 
 
 class Registration:
@@ -54,6 +56,7 @@ class Listener:
         self._waiting: dict[bytes, list[Registration]] = {}
         self._subscribed = threading.Event()
         self._closed = False
+        self._wanted = 0.0  # when somebody last waited
         self._thread: threading.Thread | None = None
 
     @property
@@ -68,6 +71,7 @@ class Listener:
         """
         messages = (b"d" + digest, b"r" + digest) if chunks else (b"d" + digest,)
         with self._lock:
+            self._wanted = time.monotonic()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="askonce-listener", daemon=True)
                 self._thread.start()
@@ -95,13 +99,24 @@ class Listener:
         self._wake_all()
 
     def _run(self) -> None:
-        while not self._closed:
+        while not self._ends():
             try:
                 self._listen()
             except (RedisError, OSError, BackendUnavailable):
                 self._subscribed.clear()
                 self._wake_all()
                 time.sleep(_PAUSE)
+
+    def _ends(self) -> bool:
+        """Return whether the thread is to end: nobody waits, or the cache was closed."""
+        with self._lock:
+            if self._waiting:
+                self._wanted = time.monotonic()
+            if not self._closed and time.monotonic() - self._wanted < _IDLE_S:
+                return False
+            self._subscribed.clear()
+            self._thread = None
+            return True
 
     def _listen(self) -> None:
         if self._endpoint.prepare is not None:
@@ -111,7 +126,7 @@ class Listener:
         try:
             pubsub.subscribe(*self._channels)
             pending, asked = len(self._channels), 0.0
-            while not self._closed:
+            while not self._closed and (self._waiting or time.monotonic() - self._wanted < _IDLE_S):
                 message: Any = pubsub.get_message(timeout=self._deadline if asked else _TURN)
                 if message is None:
                     if asked:

@@ -83,8 +83,8 @@ class Multiplexed:
         except Exception as error:  # noqa: BLE001  a future that is never set is a caller that hangs
             await self._fail(burst, str(error) or type(error).__name__)
         except asyncio.CancelledError:
-            if not self._late:  # the loop is shutting down
-                await self._fail(burst, "closed")
+            if not self._late:  # the loop is shutting down: that says nothing of Redis
+                await self._fail(burst, "closed", broken=False)
                 raise
             self._late = False
             await self._fail(burst, f"no answer within {self._deadline} s")
@@ -132,9 +132,10 @@ class Multiplexed:
             self._late = True
             self._task.cancel()
 
-    async def _fail(self, burst: list[_Call], why: str) -> None:
+    async def _fail(self, burst: list[_Call], why: str, *, broken: bool = True) -> None:
         """The connection is out of step or gone: fail all that wait, and connect anew at the next call."""
-        self._breaker.failed(why)
+        if broken:
+            self._breaker.failed(why)
         calls, self._queue = burst + self._queue, []
         for call in calls:
             if not call.future.done():

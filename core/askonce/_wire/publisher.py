@@ -17,6 +17,7 @@ from .._tapes import Tape
 from ..errors import BackendUnavailable
 
 _GATHER_S: Final = 0.05
+_IDLE_S: Final = 1.0  # then the thread ends
 _MOST: Final = 1000  # chunks of one call, see publish.lua
 
 
@@ -59,8 +60,9 @@ class Publisher:
         pause = threading.Event()
         while True:
             with self._condition:
-                while not self._running:
-                    self._condition.wait()
+                if not self._running and not self._condition.wait_for(lambda: self._running, _IDLE_S):
+                    self._thread = None
+                    return
                 running = list(self._running.values())
             for one in running:
                 if one.tape.ended or not self._advance(one):

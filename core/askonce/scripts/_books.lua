@@ -19,6 +19,13 @@ local clock = redis.call("TIME")
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local this_use = string.format("%.3f", clock[1] * 1000 + clock[2] / 1000)
 
+-- The greatest fence given out, as far as f tells: text that is no fence counts as none.
+local function last_fence(f)
+  local last = redis.pcall("GET", f)
+  last = type(last) == "string" and string.match(last, "^%d+$") and tonumber(last) or 0
+  return last < 9007199254740992 and last or 0
+end
+
 -- Record a member that lives until expiry_ms and weighs units. Returns true if it was recorded before.
 local function record(member, expiry_ms, units)
   local old = redis.call("ZSCORE", x, member)

@@ -13,8 +13,10 @@
 local c = KEYS[1]
 local clock = redis.call("TIME")
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local word, written = redis.call("GET", c), 0
-if not word or not string.match(word, "^%d+:%d+$") then
+local word, written = redis.pcall("GET", c), 0
+local generation, sequence = string.match(type(word) == "string" and word or "", "^(%d+):(%d+)$")
+-- What is no word of ours (a header has four bytes for a generation, a clock fifteen digits) is written anew.
+if not generation or #generation > 10 or tonumber(generation) > 4294967295 or #sequence > 15 then
   written = 1
   word = string.format("%.0f:%.0f", clock[1] - 1704067200, now)
   redis.call("SET", c, word)

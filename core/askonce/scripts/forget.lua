@@ -17,8 +17,7 @@ for i = 5, #KEYS do
   redis.call("UNLINK", KEYS[i])
   removed = removed + drop(member)
   if grave_ms > 0 then
-    local last = tonumber(redis.call("GET", f) or "0")
-    local fence = math.max(last + 1, clock[1] * 1000000 + clock[2])
+    local fence = math.max(last_fence(f) + 1, clock[1] * 1000000 + clock[2])
     redis.call("SET", f, string.format("%.0f", fence))
     redis.call("SET", KEYS[i], struct.pack(">c3BI4I8I8I8I8I8", "AO\1", 128, 0, fence, now, 0, 0, 0), "PX", grave_ms)
     redis.call(publish, w, "x" .. member)

@@ -27,7 +27,8 @@ local EXACT = 9007199254740992 -- 2^53: no clock has reached it; a greater fence
 local clock = redis.call("TIME")
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
-local word = redis.call("GET", c) or ""
+local word = redis.pcall("GET", c)
+word = type(word) == "string" and word or ""
 if string.match(word, "^(%d+):%d+$") ~= generation then
   return {5, now, word}
 end
@@ -43,8 +44,8 @@ if type(entry) == "string" and #entry >= 48 and string.sub(entry, 1, 3) == "AO\1
   end
 end
 
-local held = redis.call("GET", k)
-if held then
+local held = redis.pcall("GET", k)
+if type(held) == "string" then
   local failed, of, fence, rest = string.match(held, "^(!?)(%d+):(%d+):(.*)$")
   if of == generation then
     if failed == "" and rest == token then
@@ -58,7 +59,11 @@ if held then
   end
 end
 
-local last = tonumber(redis.call("GET", f) or "0")
+local last = redis.pcall("GET", f) -- text that is no fence counts as none
+last = type(last) == "string" and string.match(last, "^%d+$") and tonumber(last) or 0
+if last >= EXACT then
+  last = 0
+end
 local fence = math.max(last + 1, stored + 1, clock[1] * 1000000 + clock[2])
 local text = string.format("%.0f", fence)
 redis.call("SET", f, text)

@@ -31,7 +31,8 @@ local sweep_limit, peek, fence, holder = tonumber(ARGV[11]), tonumber(ARGV[12]),
 local publish, message = ARGV[15], ARGV[16]
 local EXACT = 9007199254740992 -- 2^53, see lease
 
-local held = redis.call("GET", k)
+local held = redis.pcall("GET", k)
+held = type(held) == "string" and held
 
 -- Free the lease if it is ours (an empty tombstone if the answer may not be stored), wake who waits.
 local function land(tombstone_ms)

@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 
-.PHONY: help demo test check bench drift fmt lock clean
+.PHONY: help demo test check bench proofs chaos fmt lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -27,8 +27,12 @@ check: $(READY)  ## the same without the tests
 bench: $(READY)  ## medians and ratios to a bare redis-py GET, interleaved in one run
 	@$(BIN)/python -m tests.benchmarks.bench $(ARGS)
 
-drift: $(READY)  ## the drift audit of the books, at full length on every promised server
-	@ASKONCE_DRIFT_SECONDS=20 $(BIN)/python -m pytest -q -s tests/contract/test_drift.py
+proofs: $(READY)  ## single-flight, fencing, invalidation races, drift of the books, faults: at full length, with figures
+	@ASKONCE_DRIFT_SECONDS=20 $(BIN)/python -m pytest -q -s tests/contract/test_drift.py tests/contract/test_flights.py \
+	  tests/contract/test_invalidation.py tests/contract/test_books.py tests/contract/test_streams.py tests/contract/test_faults.py
+
+chaos: $(READY)  ## what callers see while Redis is frozen, killed, full, failing over: a table
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 fmt: $(READY)  ## format, and fix what can be fixed
 	@$(BIN)/ruff format .

@@ -17,7 +17,7 @@ from ._recording import Asked
 from .control import Control, current
 from .entry import Codec
 from .errors import ConfigurationError
-from .keys import PLAIN, Explanation, Fingerprints, Request, differences, visible
+from .keys import PLAIN, Explanation, Fingerprints, Request, check_text, differences, visible
 from .policy import Admit, Duration, Policy, Size, seconds
 from .stats import Event
 
@@ -63,6 +63,12 @@ class View:
             raise ConfigurationError(
                 f"version={version!r} is {type(version).__name__}; give text such as 'v3'"
             )
+        check_text("version", version)
+        for name, function in (("admit", admit), ("on_event", on_event)):
+            if function is not None and not callable(function):
+                raise ConfigurationError(
+                    f"{name}={function!r} is no function; give a callable, or leave it out"
+                )
         if policy is not None and not isinstance(policy, Policy):
             raise ConfigurationError(f"policy={policy!r} is no Policy; give askonce.Policy(ttl='24h')")
         settings = Settings.checked(

@@ -7,13 +7,14 @@ else.  An inner block refines the outer one: tags and scope add up, every other 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Final
 
-from .keys import tag_hash
+from .errors import ConfigurationError
+from .keys import check_scope, tag_hash
 from .policy import Duration, seconds
 
 
@@ -58,6 +59,8 @@ def control(
     Raises ConfigurationError for a word that is out of range.  What is not given stays as the outer block has it.
     """
     outer = _current.get()
+    if scope is not None:
+        check_scope(scope)
     inner = Control(
         read=outer.read if read is None else read,
         write=outer.write if write is None else write,
@@ -80,6 +83,8 @@ current = _current.get
 
 def checked_tags(tags: Sequence[str]) -> tuple[str, ...]:
     """Return *tags*, or raise ConfigurationError; one text alone is one tag, not its letters."""
+    if not isinstance(tags, Iterable):
+        raise ConfigurationError(f"tags={tags!r} is {type(tags).__name__}; give a tag or a sequence of tags")
     given = (tags,) if isinstance(tags, str) else tuple(tags)
     for tag in given:
         tag_hash(tag)

@@ -27,6 +27,9 @@ MAGIC: Final = b"AO"
 FORMAT: Final = 1
 COMPRESSED, ENCRYPTED, TAGGED, GRAVE = 1, 4, 8, 128
 
+#: Flags of entries that this version reads; any other may change what the bytes mean.
+_READABLE: Final = COMPRESSED | TAGGED
+
 #: What an entry weighs beyond its stored bytes: Redis's own structures and the books (measured, docs/data-model.md).
 #: Part of the namespace's identity: every process must count alike.
 OVERHEAD: Final = 384
@@ -102,7 +105,7 @@ def parse(data: bytes) -> Entry | None:
     if len(data) <= HEADER.size:
         return None
     magic, form, flags, generation, fence, created, fresh, retained, sequence = HEADER.unpack_from(data)
-    if magic != MAGIC or form != FORMAT or flags & (GRAVE | ENCRYPTED):
+    if magic != MAGIC or form != FORMAT or flags & ~_READABLE:
         return None
     return Entry(flags, generation, fence, created, fresh, retained, sequence, data)
 
@@ -221,7 +224,8 @@ def _write(value: object, codec: Codec[Any] | None) -> tuple[bytes, bytes]:
         ) from None
 
 
-#: Other types than JSON's are refused rather than changed on the way.  A tuple comes back as a list, as in JSON.
+#: Other types than JSON's are refused rather than changed on the way.  A tuple comes back as a list, as in JSON, and
+#: any buffer as bytes.
 _STRICT = (
     ormsgpack.OPT_PASSTHROUGH_DATACLASS
     | ormsgpack.OPT_PASSTHROUGH_DATETIME

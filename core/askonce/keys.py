@@ -24,7 +24,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final, SupportsIndex
+from typing import Any, Final
 from uuid import UUID
 
 import ormsgpack
@@ -116,14 +116,16 @@ def _plain(value: object) -> object:
         case Verbatim():
             return Ext(_VERBATIM, _pack(value.value, _AS_GIVEN))
         case Enum():
-            return value.value
+            inner = value.value
+            return (
+                _number(inner) if type(inner) is float else _integer(inner) if type(inner) is int else inner
+            )
         case str():
             return str.__str__(value)
         case float():
             return _number(float(value))
-        case int() | SupportsIndex():
-            number = value.__index__()
-            return number if -(2**63) <= number < 2**64 else Ext(_BIG_INT, b"%d" % number)
+        case int():
+            return _integer(int(value))
         case Mapping():
             return dict(value)
         case list() | tuple():
@@ -139,7 +141,13 @@ def _plain(value: object) -> object:
 def _number(value: float) -> object:
     if not math.isfinite(value):
         raise TypeError(f"{value!r} is no number that can be compared")
-    return _plain(int(value)) if value.is_integer() else value
+    return _integer(int(value)) if value.is_integer() else value
+
+
+def _integer(value: int) -> object:
+    if -(2**63) <= value < 2**64:
+        return value
+    return Ext(_BIG_INT, value.to_bytes((value.bit_length() + 8) // 8, "big", signed=True))
 
 
 def tree(value: object) -> Any:
@@ -204,10 +212,7 @@ class Fingerprints:
     def __init__(self, version: str, scope: Mapping[str, object]) -> None:
         self.version = version
         self.scope = dict(scope)
-        try:
-            self._scope_form = canonical(self.scope)
-        except Uncacheable as error:
-            raise ConfigurationError(f"scope{str(error).removeprefix('request')}") from None
+        self._scope_form = check_scope(scope)
         self._plain = self._start(PLAIN)
 
     def _start(self, kind: str) -> hashlib.blake2b:
@@ -230,6 +235,18 @@ class Fingerprints:
         return _url(state.digest())
 
 
+def check_scope(scope: Mapping[str, object]) -> bytes:
+    """Return the canonical form of scope parts, or raise ConfigurationError with the path to what has none."""
+    if not isinstance(scope, Mapping):
+        raise ConfigurationError(
+            f"scope={scope!r} is {type(scope).__name__}; give a mapping of names to values"
+        )
+    try:
+        return canonical(dict(scope))
+    except Uncacheable as error:
+        raise ConfigurationError(f"scope{str(error).removeprefix('request')}") from None
+
+
 def _url(raw: bytes) -> bytes:
     return binascii.b2a_base64(raw, newline=False).rstrip(b"=").translate(_TO_URL)
 
@@ -242,6 +259,16 @@ def tag_hash(tag: str) -> bytes:
 
 
 # --- names in Redis -----------------------------------------------------------------------------------------------
+
+
+def check_text(name: str, value: object) -> None:
+    """Raise ConfigurationError if *value*, the argument *name*, is no text that can be written down."""
+    if not isinstance(value, str):
+        raise ConfigurationError(f"{name}={value!r} is {type(value).__name__}; give text such as 'v3'")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"{name}={value!r} is not valid Unicode; give text such as 'v3'") from None
 
 
 def check_namespace(namespace: str) -> str:
@@ -329,18 +356,8 @@ def differences(left: object, right: object) -> list[Difference]:
     other = right if isinstance(right, Request) else Request(PLAIN, right)
     if one.kind != other.kind:
         found.append(Difference("kind", one.kind, other.kind))
-    _compare(_open(tree(one.body)), _open(tree(other.body)), "request", found)
+    _compare(tree(one.body), tree(other.body), "request", found)
     return found
-
-
-def _open(value: Any) -> Any:
-    """Make the order of a Verbatim part visible: its mappings become lists of pairs."""
-    if type(value) is not Ext:
-        return value
-    try:
-        return _pairs(ormsgpack.unpackb(ormsgpack.packb(value), ext_hook=_opened))
-    except ValueError:
-        return value
 
 
 def visible(request: object) -> Any:
@@ -351,13 +368,27 @@ def visible(request: object) -> Any:
 def _visible(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _visible(item) for key, item in value.items()}
-    return [_visible(item) for item in value] if isinstance(value, list) else _open(value)
+    if isinstance(value, list):
+        return [_visible(item) for item in value]
+    return _opened(value)[1] if type(value) is Ext else value
 
 
-def _opened(tag: int, data: bytes) -> Any:
-    if tag != _VERBATIM:
-        raise ValueError(f"extension type {tag} has nothing to open")
-    return ormsgpack.unpackb(data, ext_hook=_opened)
+def _opened(value: Any) -> tuple[int, Any]:
+    """Return the number and the content of an extension type, in types for people; 0 for any other value."""
+    if type(value) is not Ext:
+        return 0, value
+    tags: list[int] = []
+
+    def read(tag: int, data: memoryview) -> Any:
+        tags.append(tag)
+        if tag == _BIG_INT:
+            return int.from_bytes(data, "big", signed=True)
+        if tag == _SURROGATES:
+            return bytes(data).decode("utf-8", "surrogatepass")
+        return _pairs(ormsgpack.unpackb(data, ext_hook=read)) if tag == _VERBATIM else bytes(data)
+
+    content = ormsgpack.unpackb(ormsgpack.packb(value), ext_hook=read)  # type: ignore[arg-type]  # its stub says bytes
+    return tags[0], content
 
 
 def _pairs(value: Any) -> Any:
@@ -371,13 +402,19 @@ def _compare(left: Any, right: Any, path: str, found: list[Difference]) -> None:
         for key in [*left, *(key for key in right if key not in left)]:
             below = f"{path}[{key!r}]"
             if key not in right:
-                found.append(Difference(below, left[key], None, "right"))
+                found.append(Difference(below, _visible(left[key]), None, "right"))
             elif key not in left:
-                found.append(Difference(below, None, right[key], "left"))
+                found.append(Difference(below, None, _visible(right[key]), "left"))
             else:
-                _compare(_open(left[key]), _open(right[key]), below, found)
+                _compare(left[key], right[key], below, found)
     elif isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
         for index, (one, other) in enumerate(zip(left, right, strict=True)):
-            _compare(_open(one), _open(other), f"{path}[{index}]", found)
-    elif _pack(left, _SORTED) != _pack(right, _SORTED):
-        found.append(Difference(path, left, right))
+            _compare(one, other, f"{path}[{index}]", found)
+    elif ormsgpack.packb(left, option=_SORTED) != ormsgpack.packb(right, option=_SORTED):
+        kinds = (_opened(left)[0], _opened(right)[0])
+        if kinds == (_VERBATIM, _VERBATIM):
+            inside: list[Difference] = []
+            _compare(_visible(left), _visible(right), path, inside)
+            found.extend(inside or [Difference(path, _visible(left), _visible(right))])
+        else:
+            found.append(Difference(path, _visible(left), _visible(right)))

@@ -24,9 +24,9 @@ Duration: TypeAlias = float | str | timedelta
 #: Bytes, or text such as ``"64kb"``, ``"512mb"``, ``"2gb"`` (powers of 1024, as in redis.conf).
 Size: TypeAlias = int | str
 
-_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*")
+_DURATION = re.compile(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*(ms|s|m|h|d|w)\s*")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
-_SIZE = re.compile(r"\s*(\d+)\s*(b|kb|mb|gb)\s*", re.IGNORECASE)
+_SIZE = re.compile(r"\s*(\d{1,15})\s*(b|kb|mb|gb)\s*", re.IGNORECASE)
 _BYTES = {"b": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30}
 
 #: The books hold expiry times up to the year 2092 (see scripts/_books.lua); ten years stay well below.
@@ -42,7 +42,7 @@ def seconds(name: str, value: Duration, *, at_least: float = 0.0) -> float:
         if match := _DURATION.fullmatch(value):
             result = float(match[1]) * _SECONDS[match[2]]
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        result = float(value)
+        result = float(min(value, _LONGEST * 2))  # beyond any limit, and still a float
     if result is None or math.isnan(result):
         raise ConfigurationError(
             f"{name}={value!r} is no duration: give seconds, a timedelta, or text such as '90s', '15m', '24h', '7d'"

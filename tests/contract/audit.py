@@ -11,7 +11,7 @@ import redis
 
 from askonce.keys import Names, partition_tags
 
-OVERHEAD, UNIT = 384, 64
+OVERHEAD, UNIT, EPOCH = 384, 64, 1_704_067_200
 _SCRIPT = Path(__file__).with_name("audit.lua").read_text("utf-8")
 
 
@@ -31,8 +31,8 @@ class Books:
 class Entries:
     """The books compared with the entries; true only while nobody writes."""
 
-    dead: int  # recorded, and there is no entry
-    unrecorded: int  # an entry that is not recorded
+    dead: int  # recorded to live on, and there is no entry
+    unrecorded: int  # an entry that is not recorded, and that somebody could ask for
     wrong: int  # recorded with another size than the entry has
 
 
@@ -56,17 +56,21 @@ class Auditor:
     def entries(self) -> Entries:
         """Compare every entry with its record, graves excluded: they are in no book."""
         names = self.names
-        recorded = {
-            member: int(score) % 2**22
-            for member, score in self.client.zrange(names.x, 0, -1, withscores=True)
-            if member != b"#"
-        }
+        records = [
+            (m, int(score)) for m, score in self.client.zrange(names.x, 0, -1, withscores=True) if m != b"#"
+        ]
+        recorded = {member: score % 2**22 for member, score in records}
+        generation = (self.client.get(names.c) or b"").partition(b":")[0] + b":"
         lengths = {}
         for key in self.client.scan_iter(match=names.e + b"*", count=1000):
             if (length := self.client.strlen(key)) > 48:
                 lengths[key[len(names.e) :]] = length
+        # The books round up to seconds: what they let end within this one may have ended.
+        soon = self.client.time()[0] - EPOCH + 1
         return Entries(
-            dead=len(recorded.keys() - lengths.keys()),
-            unrecorded=len(lengths.keys() - recorded.keys()),
-            wrong=sum(recorded[member] != units(lengths[member]) for member in recorded.keys() & lengths.keys()),
+            dead=sum(score >> 22 > soon and member not in lengths for member, score in records),
+            unrecorded=sum(member.startswith(generation) for member in lengths.keys() - recorded.keys()),
+            wrong=sum(
+                recorded[member] != units(lengths[member]) for member in recorded.keys() & lengths.keys()
+            ),
         )

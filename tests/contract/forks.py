@@ -46,13 +46,14 @@ def threads(_: Stage, *, url: str) -> str:
             request = {"who": who, "n": number % 50}
             assert cache.get_or_compute(request, lambda request=request: request) == request  # type: ignore[misc]
             served = cache.lookup("shared")
-            assert served is not None and served.value == "shared"
+            assert served is not None
+            assert served.value == "shared"
         assert cache.stats().backend_errors == 0
 
     return _both(ask)
 
 
-def asyncio(_: Stage, *, url: str) -> str:  # noqa: A001  the colour is its name
+def asyncio(_: Stage, *, url: str) -> str:
     """An async cache that the parent has used in a loop that has ended, and one in its running loop."""
     cache = AsyncCache(url, namespace="test", deadline=2.0)
 
@@ -66,7 +67,8 @@ def asyncio(_: Stage, *, url: str) -> str:  # noqa: A001  the colour is its name
             request = {"who": who, "n": number % 50}
             assert await cache.get_or_compute(request, lambda: request) == request
             served = await cache.lookup("shared")
-            assert served is not None and served.value == "shared"
+            assert served is not None
+            assert served.value == "shared"
 
         for start in range(0, _CALLS, 40):
             await aio.gather(*(one(number) for number in range(start, start + 40)))

@@ -103,7 +103,9 @@ class Crew:
     def hire(self, count: int) -> list[Member]:
         """Return *count* members who are free; what was said before is forgotten."""
         for member in self._members:
-            if member.busy or not member.process.is_alive():  # left behind by a test that failed, or killed by one
+            if (
+                member.busy or not member.process.is_alive()
+            ):  # left behind by a test that failed, or killed by one
                 member.end()
         self._members = [member for member in self._members if member.process.is_alive()]
         while len(self._members) < count:

@@ -24,7 +24,9 @@ def is_lease(outcome):
 
 def hold(driver, request, **words):
     """Begin in the thread of the test, or in a task of its own: nobody else who asks is taken for the holder."""
-    return driver.cache.begin(request, **words) if driver.colour == "threads" else driver.begin(request, **words)
+    return (
+        driver.cache.begin(request, **words) if driver.colour == "threads" else driver.begin(request, **words)
+    )
 
 
 def finish(driver, lease, *args, **words):
@@ -192,7 +194,8 @@ def test_those_who_wait_in_the_process_raise_the_error(driver):
     with pytest.raises(RuntimeError) as caught:
         following.result(10)
     assert caught.value is error
-    assert is_lease(lease := hold(driver, "q"))
+    lease = hold(driver, "q")
+    assert is_lease(lease)
     abandon(driver, lease)
 
 
@@ -244,7 +247,8 @@ def test_a_block_abandons_what_it_has_not_finished(driver):
     use = use if driver.colour == "threads" else ause
 
     call_on(driver, use, hold(driver, "q"), None, None)
-    assert is_lease(lease := hold(driver, "q"))
+    lease = hold(driver, "q")
+    assert is_lease(lease)
     following = driver.start("serve", "q", lambda: "computed")
     waits(driver)
     with pytest.raises(RuntimeError, match="quota"):
@@ -325,7 +329,8 @@ def test_a_thread_that_holds_a_lease_waits_for_nobody(url):
         first = cache.begin("a")
         second = cache.begin("a")
 
-        assert is_lease(first) and is_lease(second)
+        assert is_lease(first)
+        assert is_lease(second)
         assert second.finish("second") is False
         assert first.finish("first") is True
         assert cache.lookup("a").value == "first"
@@ -338,7 +343,8 @@ async def test_a_task_that_holds_a_lease_waits_for_nobody(url):
         async with asyncio.timeout(5):
             second = await cache.begin("a")
 
-        assert is_lease(first) and is_lease(second)
+        assert is_lease(first)
+        assert is_lease(second)
         await second.finish("second")
         assert await first.finish("first") is True
 

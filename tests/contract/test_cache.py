@@ -44,7 +44,8 @@ def test_a_second_ask_is_a_hit(driver):
 
     assert len(calls) == 1
     assert (served.value, served.source) == ("answer 1", Source.HIT)
-    assert 0.0 <= served.age < 5.0 and served.ttl == pytest.approx(86_400, abs=5)
+    assert 0.0 <= served.age < 5.0
+    assert served.ttl == pytest.approx(86_400, abs=5)
 
 
 def test_serve_tells_where_the_value_came_from(driver):
@@ -92,7 +93,12 @@ def test_equal_requests_share_an_answer_and_others_do_not(driver):
     driver.store({"model": "m", "t": 1.0}, "answer")
 
     assert driver.lookup({"t": 1, "model": "m"}).value == "answer"
-    for other in ({"model": "m"}, {"model": "m", "t": True}, {"model": "m", "t": 1.5}, {"model": "M", "t": 1}):
+    for other in (
+        {"model": "m"},
+        {"model": "m", "t": True},
+        {"model": "m", "t": 1.5},
+        {"model": "M", "t": 1},
+    ):
         assert driver.lookup(other) is None
 
 
@@ -263,7 +269,7 @@ def test_an_answer_that_admission_refuses_is_served_and_not_stored(driver):
     def admit(value):
         raise Refused("empty")
 
-    fn, calls = counting()
+    fn, _calls = counting()
 
     assert driver.get_or_compute("q", fn, admit=admit) == "answer 1"
     assert driver.get_or_compute("q", fn, admit=admit) == "answer 2"

@@ -122,7 +122,7 @@ def test_numbers_keep_their_types(driver):
 
 @pytest.mark.parametrize(
     "value",
-    [object(), {1, 2}, {1: "a"}, 2**64, Colour.RED, Text("a"), datetime.datetime(2024, 1, 1), 1j, [{"a": object()}]],  # noqa: DTZ001
+    [object(), {1, 2}, {1: "a"}, 2**64, Colour.RED, Text("a"), datetime.datetime(2024, 1, 1), 1j, [{"a": object()}]],
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_a_value_that_would_not_come_back_is_refused(driver, value):
@@ -252,7 +252,8 @@ def test_what_compresses_well_is_stored_compressed(driver, raw):
     assert sizes["text"] < 2000
     assert sizes["noise"] == HEADER + 5 + 20_000
     assert sizes["small"] == HEADER + 5 + 1000
-    assert driver.lookup("text").value == text and driver.lookup("noise").value == noise
+    assert driver.lookup("text").value == text
+    assert driver.lookup("noise").value == noise
 
 
 def test_compressed_values_of_a_codec_come_back(driver):
@@ -277,7 +278,8 @@ def test_a_value_larger_than_the_bound_is_served_and_not_stored(make_driver):
     assert driver.get_or_compute("q", lambda: large) == large
     assert driver.get_or_compute_many(["q"], lambda _: [large]) == [large]
 
-    assert driver.lookup("q") is None and driver.lookup("small").value == "stays"
+    assert driver.lookup("q") is None
+    assert driver.lookup("small").value == "stays"
     assert driver.stats().too_large == 3
 
 
@@ -318,7 +320,9 @@ def test_foreign_bytes_under_our_key_are_a_miss_and_are_overwritten(driver, raw,
     """Nothing is raised, it is counted as corrupt, and the next answer takes the place."""
     driver.store("q", "ours")
     explained = driver.explain("q")
-    foreign = foreign[:4] + struct.pack(">I", explained.generation) + foreign[8:] if len(foreign) >= 48 else foreign
+    foreign = (
+        foreign[:4] + struct.pack(">I", explained.generation) + foreign[8:] if len(foreign) >= 48 else foreign
+    )
     raw.set(explained.key, foreign)
     fn, calls = counting(value="anew")
 
@@ -371,7 +375,9 @@ def test_no_flipped_bit_is_an_exception(driver, raw):
         damaged = bytearray(sound)
         for _ in range(rng.choice([1, 1, 3])):
             damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
-        raw.set(key, bytes(damaged[: rng.choice([len(damaged)] * 3 + [rng.randrange(len(damaged))])]), px=left)
+        raw.set(
+            key, bytes(damaged[: rng.choice([len(damaged)] * 3 + [rng.randrange(len(damaged))])]), px=left
+        )
         driver.lookup("q")
     assert driver.stats().backend_errors == 0
 

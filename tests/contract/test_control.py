@@ -37,7 +37,8 @@ def test_a_block_may_forbid_to_read(driver):
         assert not is_served(lease)
         call_on(driver, lease.abandon)
 
-    assert driver.lookup("q").value == "new 1" and len(calls) == 1
+    assert driver.lookup("q").value == "new 1"
+    assert len(calls) == 1
 
 
 def test_a_block_may_forbid_to_write(driver):

@@ -16,9 +16,15 @@ def test_the_key_it_names_is_the_key_in_redis(driver, raw):
     assert raw.exists(explained.key) == 1
     assert explained.key.endswith(f":{explained.generation}:{explained.fingerprint}")
     assert explained.key in {key.decode() for key in raw.keys("ao:{test:*}:e:*")}
-    assert (explained.namespace, explained.version, explained.scope, explained.kind) == ("test", "", {}, "request")
+    assert (explained.namespace, explained.version, explained.scope, explained.kind) == (
+        "test",
+        "",
+        {},
+        "request",
+    )
     assert explained.request == {"model": "m", "prompt": "Why?"}
-    assert explained.partition == 0 and len(explained.fingerprint) == 27
+    assert explained.partition == 0
+    assert len(explained.fingerprint) == 27
     assert explained.differences == ()
     assert int.from_bytes(raw.getrange(explained.key, 4, 7), "big") == explained.generation
 
@@ -105,7 +111,8 @@ def test_without_redis_it_names_everything_but_the_key(make_driver):
     explained = make_driver("redis://127.0.0.1:1/0").explain({"a": 1})
 
     assert (explained.key, explained.generation) == (None, None)
-    assert explained.request == {"a": 1} and explained.fingerprint
+    assert explained.request == {"a": 1}
+    assert explained.fingerprint
 
 
 def test_a_request_without_canonical_form_is_refused(url):

@@ -35,7 +35,10 @@ def every_call(driver):
     """Make each call there is; those that compute must answer, the others do nothing or return what they may."""
     assert driver.get_or_compute("a", lambda: "answer") == "answer"
     assert driver.serve("b", lambda: "answer").value == "answer"
-    assert driver.get_or_compute_many(["c", "d"], lambda missing: [f"v {one}" for one in missing]) == ["v c", "v d"]
+    assert driver.get_or_compute_many(["c", "d"], lambda missing: [f"v {one}" for one in missing]) == [
+        "v c",
+        "v d",
+    ]
     assert driver.lookup("e") is None
     assert driver.get_many(["e", "f"]) == [None, None]
     assert driver.store("g", "answer", tags=["t"]) in {True, False}
@@ -72,10 +75,11 @@ def test_without_redis_every_call_is_made_without_the_cache(make_driver):
     assert driver.stats().bypass_reasons["backend"] >= 4
 
 
-def test_usage_has_no_answer_without_redis(make_driver):
-    """It is the one call that raises: a wrong number would be worse."""
-    with pytest.raises(BackendUnavailable):
-        make_driver(NOWHERE).usage()
+def test_usage_says_that_it_does_not_know(make_driver):
+    """Without Redis nobody knows what the books hold, and no number is made up."""
+    usage = make_driver(NOWHERE).usage()
+
+    assert (usage.known, usage.entries, usage.bytes, usage.max_entries) == (False, 0, 0, 10_000)
 
 
 STRICT = {
@@ -138,8 +142,11 @@ def test_a_frozen_server_costs_a_deadline_now_and_then(own_server, make_driver):
     total = time.monotonic() - start
     server.thaw()
 
-    print(f"\n{driver.colour}: 50 calls against a frozen server {total:.2f} s, the worst {worst * 1000:.0f} ms")
-    assert total < 3 and worst < 1
+    print(
+        f"\n{driver.colour}: 50 calls against a frozen server {total:.2f} s, the worst {worst * 1000:.0f} ms"
+    )
+    assert total < 3
+    assert worst < 1
     until(lambda: works(driver))
     auditor = Auditor(redis.Redis.from_url(server.url), "test")
     assert auditor.books().counted == auditor.books().summed
@@ -195,7 +202,7 @@ def test_who_waits_for_another_process_does_not_wait_for_a_frozen_server(own_ser
     """Asleep for a message that cannot come: the waiter notices within moments, and computes."""
     server = own_server()
     patient = Policy(lease=15)
-    driver, other = (make_driver(server.url, policy=patient) for _ in range(2))
+    driver, other = (make_driver(server.url, policy=patient, deadline=0.1) for _ in range(2))
     gate = Gate()
     leading = driver.start("serve", "q", gate)
     gate.wait()
@@ -228,7 +235,7 @@ def test_a_restart_is_a_cold_cache(own_server, make_driver):
     for driver in drivers:
         until(lambda driver=driver: works(driver))
     assert drivers[0].explain("q").generation == drivers[1].explain("q").generation >= generation
-    fn, calls = counting()
+    fn, _calls = counting()
     assert drivers[0].get_or_compute("q", fn) == drivers[1].get_or_compute("q", fn) == "answer 1"
     assert drivers[0].usage().entries == 2
 
@@ -250,7 +257,7 @@ def test_a_restart_while_nobody_asks_is_not_noticed(own_server, make_driver):
 def test_who_waits_is_woken_by_a_lost_connection(own_server, make_driver):
     """The server dies while a caller sleeps: it computes at once, not after the lease."""
     server = own_server()
-    driver, other = make_driver(server.url), make_driver(server.url)
+    driver, other = (make_driver(server.url, deadline=0.1) for _ in range(2))
     gate = Gate()
     leading = driver.start("serve", "q", gate)
     gate.wait()
@@ -286,12 +293,12 @@ def test_out_of_memory_serves_what_is_stored_and_stores_no_more(own_server, make
         driver.store(number, f"v {number}")
     client.config_set("maxmemory", 1)
 
-    assert driver.lookup(1).value == "v 1"
+    assert [one.value for one in driver.get_many(range(50))] == [f"v {number}" for number in range(50)]
     assert driver.get_or_compute("new", lambda: "answer") == "answer"
     assert driver.store("newer", "answer") is False
-    assert driver.get_or_compute_many([2, "newest"], lambda _: ["answer"]) == ["v 2", "answer"]
+    assert driver.get_or_compute_many([48, "newest"], lambda _: ["answer"]) == ["v 48", "answer"]
     assert driver.begin("begun")  # a lease that nobody granted: the caller computes
-    assert driver.lookup(3).value == "v 3"
+    assert driver.lookup(49).value == "v 49"  # what was used least recently makes room
     client.config_set("maxmemory", 0)
 
     until(lambda: works(driver))
@@ -362,7 +369,7 @@ def test_a_replica_serves_hits(own_server, make_driver):
     until(lambda: works(driver))
 
 
-@pytest.mark.parametrize("word", ["LOADING", "BUSY", "MASTERDOWN", "TRYAGAIN", "ERR", "NOPERM", "MISCONF", "OOM"])
+@pytest.mark.parametrize("word", ["LOADING", "BUSY", "MASTERDOWN", "TRYAGAIN", "ERR", "MISCONF", "OOM"])
 def test_any_error_of_redis_is_an_outage(make_driver, monkeypatch, word):
     """Whatever a command is answered with: the call is made without the cache, and afterwards all is well."""
     driver = make_driver()
@@ -550,7 +557,8 @@ async def test_six_thousand_calls_a_third_of_them_cancelled(url):
                 cancelled += sum(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
                 assert not [one for one in outcomes if one is False]
 
-        assert right + cancelled == 6000 and 1000 <= cancelled <= 2000
+        assert right + cancelled == 6000
+        assert 1500 <= cancelled <= 2100
         assert (await cache.stats()).backend_errors == 0
 
 
@@ -636,7 +644,9 @@ def test_no_word_of_ours_shows_a_password(make_driver, caplog, secret_url):
 def test_a_refused_password_is_not_shown(own_server, make_driver, caplog):
     """Nor when it is wrong: the server says so, and the cache does without."""
     caplog.set_level(logging.DEBUG)
-    server = own_server("--requirepass", "right")
+    server = own_server()
+    with redis.Redis.from_url(server.url) as client:
+        client.config_set("requirepass", "right")
     wrong = server.url.replace("redis://", f"redis://:{SECRET}@")
     driver = make_driver(wrong)
     every_call(driver)
@@ -692,16 +702,51 @@ def test_a_burst_on_an_outage_is_answered(own_server, make_driver):
     until(lambda: works(driver))
 
 
-def test_a_cache_that_is_dropped_goes_quietly(url, raw):
-    """Collected without close(), its connections close, and nothing is printed."""
-    before = len(raw.client_list())
-    for _ in range(5):
-        cache = Cache(url, namespace="test")
-        assert cache.get_or_compute("q", lambda: "answer") == "answer"
-        del cache
-    gc.collect()
+def ours():
+    """Return the names of the threads that askonce has running."""
+    return sorted(thread.name for thread in threading.enumerate() if thread.name.startswith("askonce"))
 
-    until(lambda: len(raw.client_list()) <= before)
+
+def use(cache, other):
+    """Make *cache* use all it has: connections, the background, a lease that is renewed, a message that is awaited."""
+    cache.store("stale", "old", ttl=0.001)
+    until(lambda: cache.serve("stale", lambda: "new").source is Source.STALE)
+    request = {"led elsewhere": os.urandom(8)}
+    lease = other.begin(request)
+    waiting = threading.Thread(target=cache.get_or_compute, args=(request, lambda: "mine"))
+    waiting.start()
+    until(lambda: cache._namespace.listener._waiting)
+    lease.finish("theirs")
+    waiting.join()
+
+
+def test_a_closed_cache_leaves_nothing_running(url, raw):
+    """Neither threads nor connections remain of caches that were closed."""
+    policy = Policy(stale_while_revalidate="1h")
+    connections, threads = len(raw.client_list()), ours()
+    with Cache(url, namespace="test", policy=policy) as other:
+        for _ in range(3):
+            with Cache(url, namespace="test", policy=policy) as cache:
+                use(cache, other)
+
+    until(lambda: len(raw.client_list()) <= connections)
+    until(lambda: ours() == threads)
+
+
+def test_a_cache_that_is_dropped_leaves_nothing_running(url, raw):
+    """The same for caches that were collected without being closed."""
+    policy = Policy(stale_while_revalidate="1h")
+    connections, threads = len(raw.client_list()), ours()
+    for _ in range(3):
+        cache, other = (Cache(url, namespace="test", policy=policy) for _ in range(2))
+        use(cache, other)
+        del cache, other
+
+    def gone():
+        gc.collect()
+        return ours() == threads and len(raw.client_list()) <= connections
+
+    until(gone)
 
 
 def test_close_waits_for_what_runs_behind(make_driver, raw):

@@ -64,12 +64,16 @@ def test_two_hundred_callers_in_eight_processes_make_one_call(crew, play, calls,
     answered = finish(crew, members, 200)
 
     ((landed, leader, _),) = crew.heard("computed")
-    assert calls() == 1 and len(answered) == 200
+    assert calls() == 1
+    assert len(answered) == 200
     assert {value for _, _, (value, _) in answered} == {"answer 1"}
     sources = [source for _, _, (_, source) in answered]
-    assert sources.count("computed") == 1 and set(sources) <= {"computed", "coalesced", "hit"}
+    assert sources.count("computed") == 1
+    assert set(sources) <= {"computed", "coalesced", "hit"}
     waits = sorted((at - landed) * 1000 for at, pid, _ in answered if pid != leader)
-    print(f"\n{colour}: woken in other processes after {statistics.median(waits):.1f} ms (median), {waits[-1]:.1f} ms (last)")
+    print(
+        f"\n{colour}: woken in other processes after {statistics.median(waits):.1f} ms (median), {waits[-1]:.1f} ms (last)"
+    )
     assert statistics.median(waits) < 250
 
 
@@ -120,7 +124,8 @@ def test_a_killed_leader_is_replaced_within_its_lease(crew, play, calls, colour,
 
     print(f"\n{colour}: next leader {again - death:.2f} s after the death (lease {lease} s)")
     assert again - death <= lease + 0.5
-    assert calls() == 2 and {value for _, _, (value, _) in answered} == {"answer 2"}
+    assert calls() == 2
+    assert {value for _, _, (value, _) in answered} == {"answer 2"}
     with Cache(url, namespace="test") as cache:
         assert cache.lookup(callers.QUESTION).value == "answer 2"
         assert (cache.stats().stored, cache.stats().fenced_off) == (1, 0)
@@ -197,7 +202,7 @@ def test_a_busy_loop_keeps_its_lease(url):
 
                 async def rude():
                     computing.set()
-                    time.sleep(1.0)  # noqa: ASYNC251  that is the point
+                    time.sleep(1.0)
                     return "rude"
 
                 return await cache.get_or_compute("q", rude)
@@ -226,7 +231,8 @@ def test_all_who_wait_for_a_failing_call_see_the_error_at_once(crew, play, calls
     spread = errors[-1][0] - errors[0][0]
     kinds = {kind for _, _, (kind, _) in errors}
     print(f"\n{colour}: {len(errors)} errors within {spread * 1000:.0f} ms")
-    assert calls() == 1 and crew.heard("answered") == []
+    assert calls() == 1
+    assert crew.heard("answered") == []
     assert kinds == {"UpstreamError", "LeaderFailed"}
     assert all("429" not in text for _, _, (kind, text) in errors if kind == "LeaderFailed")
     assert spread < 0.5
@@ -252,6 +258,7 @@ def test_an_answer_too_large_to_store_is_computed_side_by_side(crew, play, calls
 
 def test_an_answer_that_may_not_be_stored_wakes_who_waits(make_driver):
     """Refused by admission, or impossible to encode: who waits elsewhere computes at once, not after the lease."""
+
     def refuse(_):
         raise Refused("filtered")
 
@@ -360,7 +367,8 @@ async def test_a_cancelled_leader_hands_over(pair):
     print(f"\na cancelled leader was replaced after {taken_over * 1000:.1f} ms")
     assert {one.value for one in served} == {"answer 2"}
     assert [one.source for one in served].count(Source.COMPUTED) == 1
-    assert model.calls == 2 and taken_over < 2
+    assert model.calls == 2
+    assert taken_over < 2
 
 
 async def test_a_cancelled_leader_hands_over_between_processes(pair):
@@ -398,9 +406,7 @@ async def test_a_cancelled_follower_touches_nobody(pair):
     assert not leader.done()
     model.released.set()
 
-    served = await asyncio.wait_for(
-        asyncio.gather(leader, followers[1], followers[2], followers[4]), 10
-    )
+    served = await asyncio.wait_for(asyncio.gather(leader, followers[1], followers[2], followers[4]), 10)
     assert {one.value for one in served} == {"answer 1"}
     assert model.calls == 1
 
@@ -561,4 +567,5 @@ def test_a_leaders_failure_names_its_type_and_pickles(make_driver):
         following.result(10)
     copy = pickle.loads(pickle.dumps(caught.value))
     assert copy.error_type == "tests.contract.callers.UpstreamError"
-    assert str(copy) == str(caught.value) and "secret" not in str(copy)
+    assert str(copy) == str(caught.value)
+    assert "secret" not in str(copy)

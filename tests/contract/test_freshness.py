@@ -46,7 +46,8 @@ def test_age_and_ttl_are_those_of_the_entry(make_driver, put):
     served = driver.lookup("q")
 
     assert served.source is Source.HIT
-    assert served.age == pytest.approx(600, abs=2) and served.ttl == pytest.approx(3000, abs=2)
+    assert served.age == pytest.approx(600, abs=2)
+    assert served.ttl == pytest.approx(3000, abs=2)
 
 
 def test_an_answer_past_its_ttl_is_computed_anew(make_driver, put):
@@ -57,7 +58,8 @@ def test_an_answer_past_its_ttl_is_computed_anew(make_driver, put):
 
     assert driver.lookup("q") is None
     assert driver.serve("q", fn).source is Source.COMPUTED
-    assert driver.lookup("q").value == "new 1" and len(calls) == 1
+    assert driver.lookup("q").value == "new 1"
+    assert len(calls) == 1
 
 
 def test_redis_drops_an_entry_by_itself(driver, raw):
@@ -135,8 +137,10 @@ def test_a_stale_answer_is_served_at_once_and_refreshed_behind_the_caller(make_d
     until(lambda: driver.lookup("q").source is Source.HIT)
 
     assert [(one.value, one.source) for one in (served, *others)] == [("old", Source.STALE)] * 6
-    assert served.age == pytest.approx(3660, abs=2) and served.ttl == 0.0
-    assert driver.lookup("q").value == "new" and gate.calls == 1
+    assert served.age == pytest.approx(3660, abs=2)
+    assert served.ttl == 0.0
+    assert driver.lookup("q").value == "new"
+    assert gate.calls == 1
 
 
 def test_one_process_of_the_fleet_refreshes(make_driver, put):

@@ -42,8 +42,10 @@ def test_an_invalidated_entry_is_gone_everywhere(make_driver):
 
     assert one.invalidate("q") is True
 
-    assert one.lookup("q") is None and other.lookup("q") is None
-    assert other.get_many(["q", "p"])[0] is None and other.lookup("p").value == "other"
+    assert one.lookup("q") is None
+    assert other.lookup("q") is None
+    assert other.get_many(["q", "p"])[0] is None
+    assert other.lookup("p").value == "other"
     assert one.invalidate("q") is False
     assert one.invalidate("never stored") is False
 
@@ -82,7 +84,8 @@ def test_a_bump_makes_everything_unreachable_everywhere(make_driver):
 
     generation = one.bump()
 
-    assert generation > before and one.explain("q").generation == other.explain("q").generation == generation
+    assert generation > before
+    assert one.explain("q").generation == other.explain("q").generation == generation
     assert other.get_many(range(10)) == one.get_many(range(10)) == [None] * 10
     other.store(3, "new")
     assert one.lookup(3).value == "new"
@@ -114,7 +117,8 @@ def test_clear_removes_everything_and_counts_it(make_driver, raw, names):
 
     assert entries(raw, names) == []
     assert one.usage().entries == 0
-    assert one.lookup(7) is None and other.lookup(7) is None
+    assert one.lookup(7) is None
+    assert other.lookup(7) is None
     assert other.clear() == 0
     one.store("q", "new")
     assert other.lookup("q").value == "new"
@@ -150,7 +154,8 @@ def test_an_answer_computed_before_is_not_served_after(make_driver, kind, elsewh
     gate.open()
 
     assert leading.result(10).value == "old"
-    assert driver.lookup("q") is None and other.lookup("q") is None
+    assert driver.lookup("q") is None
+    assert other.lookup("q") is None
     assert driver.get_or_compute("q", lambda: "new") == "new"
 
 
@@ -187,7 +192,8 @@ def test_many_computed_before_are_not_served_after(make_driver, kind, elsewhere)
     gate.open()
 
     assert leading.result(10) == ["old"]
-    assert driver.lookup("q") is None and other.lookup("q") is None
+    assert driver.lookup("q") is None
+    assert other.lookup("q") is None
 
 
 @PLACES
@@ -201,7 +207,8 @@ def test_a_lease_begun_before_is_not_served_after(make_driver, kind, elsewhere):
     undo(other, kind)
     call_on(driver, lease.finish, "old", tags=["t"])
 
-    assert driver.lookup("q") is None and other.lookup("q") is None
+    assert driver.lookup("q") is None
+    assert other.lookup("q") is None
 
 
 @PLACES
@@ -221,7 +228,8 @@ def test_a_refresh_begun_before_is_not_served_after(make_driver, raw, kind, else
     gate.open()
     until(lambda: driver.stats().computed == 1)
 
-    assert driver.lookup("q") is None and other.lookup("q") is None
+    assert driver.lookup("q") is None
+    assert other.lookup("q") is None
 
 
 @pytest.mark.slow
@@ -297,7 +305,8 @@ def test_a_lost_control_word_brings_nothing_old_back(make_driver, raw, names):
     driver.store("q", "current")
     raw.delete(names.c)
 
-    assert driver.lookup("q") is None and other.lookup("q") is None
+    assert driver.lookup("q") is None
+    assert other.lookup("q") is None
     fn, calls = counting(value="new")
     assert driver.get_or_compute("q", fn) == other.get_or_compute("q", fn) == "new 1"
     assert driver.explain("q").generation > generation

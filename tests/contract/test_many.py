@@ -1,5 +1,7 @@
 """Many requests at once: one round trip, one call of the function for all that is missing."""
 
+import functools
+import operator
 import threading
 
 import pytest
@@ -199,7 +201,7 @@ def test_crossing_batches_compute_each_request_once_and_never_deadlock(make_driv
         two = other.start("get_or_compute_many", requests[::-1], batch)
 
         assert one.result(10) == two.result(10)[::-1] == [f"v {request}" for request in requests]
-        assert sorted(sum(batch.calls, [])) == sorted(requests)
+        assert sorted(functools.reduce(operator.iadd, batch.calls, [])) == sorted(requests)
 
 
 def test_a_batch_waits_only_for_what_others_compute(make_driver):
@@ -283,7 +285,9 @@ def test_a_function_is_called_once_under_out_of_memory(own_server, make_driver):
     with redis.Redis.from_url(server.url) as client:
         client.config_set("maxmemory", 1)
 
-    assert driver.get_or_compute_many(["hit", *"abcdef"], batch) == [f"v {name}" for name in ["hit", *"abcdef"]]
+    assert driver.get_or_compute_many(["hit", *"abcdef"], batch) == [
+        f"v {name}" for name in ["hit", *"abcdef"]
+    ]
 
     assert batch.calls == [list("abcdef")]
 

@@ -101,7 +101,8 @@ def test_an_answer_computed_before_is_not_served_after(make_driver, elsewhere):
     gate.open()
 
     assert leading.result(10).value == "old"
-    assert driver.lookup("q") is None and other.lookup("q") is None
+    assert driver.lookup("q") is None
+    assert other.lookup("q") is None
     assert driver.get_or_compute("q", lambda: "new", tags=["t"]) == "new"
 
 
@@ -115,7 +116,8 @@ def test_a_lease_begun_before_is_not_served_after(make_driver, elsewhere):
     other.invalidate_tag("t")
     call_on(driver, lease.finish, "old", tags=["t"])
 
-    assert driver.lookup("q") is None and other.lookup("q") is None
+    assert driver.lookup("q") is None
+    assert other.lookup("q") is None
 
 
 def test_who_asks_after_it_does_not_join_what_began_before(driver):

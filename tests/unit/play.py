@@ -325,3 +325,13 @@ def run(program: Any, respond: Any) -> Any:
             answer = error
         player._go(answer)
     raise AssertionError(f"the program does not end: {player.asked[-10:]}")
+
+
+def outcome_of(program: Any, respond: Any) -> tuple[Any, BaseException | None]:
+    """Return what ``run`` returns, and what the program raised."""
+    try:
+        return run(program, respond), None
+    except AssertionError:
+        raise
+    except BaseException as error:
+        return None, error

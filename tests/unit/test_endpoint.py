@@ -25,7 +25,11 @@ SECRET = "s3cr3t"
         ("redis://localhost", redis.Connection, {"host": "localhost"}),
         ("redis://h:7000/3", redis.Connection, {"host": "h", "port": 7000, "db": 3}),
         ("redis://:p%40ss@h", redis.Connection, {"host": "h", "password": "p@ss"}),
-        ("redis://user:pw@h/1", redis.Connection, {"host": "h", "username": "user", "password": "pw", "db": 1}),
+        (
+            "redis://user:pw@h/1",
+            redis.Connection,
+            {"host": "h", "username": "user", "password": "pw", "db": 1},
+        ),
         ("redis://h?db=2", redis.Connection, {"host": "h", "db": 2}),
         ("redis://[::1]:6380", redis.Connection, {"host": "::1", "port": 6380}),
         ("rediss://h:6380", redis.SSLConnection, {"host": "h", "port": 6380}),
@@ -49,7 +53,9 @@ def test_urls(url, kind, options):
 
 def test_what_is_askonces_own_decision_is_not_taken_from_a_url():
     """Pools, retries and timeouts of the URL are left out: the deadline decides."""
-    endpoint = from_url("redis://h?socket_timeout=60&retry_on_timeout=true&health_check_interval=5&max_connections=3")
+    endpoint = from_url(
+        "redis://h?socket_timeout=60&retry_on_timeout=true&health_check_interval=5&max_connections=3"
+    )
 
     assert dict(endpoint.options) == {"host": "h"}
 
@@ -60,11 +66,11 @@ def test_what_is_askonces_own_decision_is_not_taken_from_a_url():
      "valkey//h", "REDISS//h"],
 )  # fmt: skip
 def test_wrong_schemes_are_refused(url):
-    """The message says what was given and what is allowed."""
+    """The message says what was given, as far as it may be shown, and what is allowed."""
     with pytest.raises(ConfigurationError) as error:
         from_url(url)
 
-    assert repr(url) in str(error.value)
+    assert repr(redacted(url)) in str(error.value)
     for scheme in ("redis://", "rediss://", "unix:///", "embedded://"):
         assert scheme in str(error.value)
 
@@ -102,16 +108,8 @@ LEAKS = {
     "bad database": f"redis://user:{SECRET}@h?db=one",
     "bad address": f"redis://user:{SECRET}@[::1",
     "same as the user": f"redis://{SECRET}:{SECRET}@h",
-    "as a name": f"redis://:{SECRET}@{SECRET}.example:1",
     "space": f"redis://user: {SECRET}@h",
 }
-
-
-def hides(shown: str, url: str) -> bool:
-    """Return whether *shown* keeps the password of *url* to itself; a user or host of the same name may be seen."""
-    if url in (LEAKS["same as the user"], LEAKS["as a name"]):
-        return f":{SECRET}@" not in shown
-    return SECRET not in shown
 
 
 @pytest.mark.parametrize("url", LEAKS.values(), ids=LEAKS.keys())
@@ -124,7 +122,7 @@ def test_no_message_shows_a_password(url):
     else:
         shown = f"{from_url(url).label} {cache!r} {cache.aio!r} {cache.scope(a=1)!r}"
 
-    assert hides(shown, url)
+    assert SECRET not in shown
 
 
 @pytest.mark.parametrize("name", ["plain", "user", "query"])
@@ -133,15 +131,16 @@ def test_no_repr_shows_a_password(name):
     url = LEAKS[name]
     settings = Cache(url)._namespace.settings
 
-    assert hides(repr(from_url(url)), url)
-    assert hides(repr(settings), url)
+    assert SECRET not in repr(from_url(url))
+    assert SECRET not in repr(settings)
     assert pickle.loads(pickle.dumps(settings)) == settings
 
 
 def test_what_is_redacted_still_says_where():
-    """Host, port, database and user stay readable."""
-    assert redacted("redis://user:pw@h:6379/2") == "redis://user:***@h:6379/2"
+    """Scheme, host, port, database and path stay readable."""
+    assert redacted("redis://user:pw@h:6379/2?x=1#y") == "redis://h:6379/2"
     assert redacted("redis://h:6379") == "redis://h:6379"
+    assert redacted("http://h") == "http://h"
     assert redacted("unix:///run/redis.sock") == "unix:///run/redis.sock"
 
 
@@ -185,7 +184,12 @@ def test_a_wrong_url_in_the_environment_is_refused(monkeypatch):
 @pytest.mark.parametrize(
     ("client", "kind", "options", "label"),
     [
-        (redis.Redis(), redis.Connection, {"host": "localhost", "port": 6379, "db": 0}, "client of localhost:6379"),
+        (
+            redis.Redis(),
+            redis.Connection,
+            {"host": "localhost", "port": 6379, "db": 0},
+            "client of localhost:6379",
+        ),
         (
             redis.Redis(host="h", port=1, db=2, username="u", password=SECRET, client_name="me"),
             redis.Connection,
@@ -220,7 +224,9 @@ def test_clients(client, kind, options, label):
     assert not {"retry", "socket_timeout", "decode_responses", "max_connections"} & endpoint.options.keys()
 
 
-@pytest.mark.parametrize("client", [object(), "redis://h", 1, redis.Redis], ids=["object", "url", "int", "class"])
+@pytest.mark.parametrize(
+    "client", [object(), "redis://h", 1, redis.Redis], ids=["object", "url", "int", "class"]
+)
 def test_what_is_no_plain_client_is_refused(client):
     """The message names the type and says what to give; it does not print the client."""
     with pytest.raises(ConfigurationError, match=r"^client=\w+ is not supported; give a plain redis.Redis"):
@@ -248,7 +254,11 @@ def test_pools_keep_the_deadline():
         pool = endpoint.async_pool(0.2)
         kwargs = pool.connection_kwargs
         assert pool.connection_class is redis.asyncio.Connection
-        assert (kwargs["socket_timeout"], kwargs["socket_connect_timeout"], kwargs["protocol"]) == (None, 0.2, 2)
+        assert (kwargs["socket_timeout"], kwargs["socket_connect_timeout"], kwargs["protocol"]) == (
+            None,
+            0.2,
+            2,
+        )
 
     asyncio.run(check())
 

@@ -170,7 +170,15 @@ def test_a_grave_is_a_header_with_its_flag():
 
     assert is_grave(grave)
     assert is_grave(stored(GRAVE | COMPRESSED, fence=5))
-    for other in (stored(), grave + b"x", grave[:-1], b"ao" + grave[2:], b"AO\x02" + grave[3:], b"", b"\xff" * 48):
+    for other in (
+        stored(),
+        grave + b"x",
+        grave[:-1],
+        b"ao" + grave[2:],
+        b"AO\x02" + grave[3:],
+        b"",
+        b"\xff" * 48,
+    ):
         assert not is_grave(other)
 
 
@@ -358,7 +366,9 @@ def test_a_codec_whose_name_begins_alike_is_another_codec():
 # --- compression --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", ["a" * 1024, b"a" * 5000, {"a": ["b"] * 2000}], ids=["text", "bytes", "json"])
+@pytest.mark.parametrize(
+    "value", ["a" * 1024, b"a" * 5000, {"a": ["b"] * 2000}], ids=["text", "bytes", "json"]
+)
 def test_large_values_are_compressed(value):
     """From a kilobyte on a value that shrinks by a tenth is stored compressed."""
     flags, payload = encode(value, None, 0)
@@ -488,7 +498,7 @@ def test_random_bytes_are_no_entry(data, codec):
 @settings(max_examples=300)
 def test_a_good_header_before_random_bytes(flags, rest, kind, codec):
     """A header of ours makes no promise about what follows it."""
-    readable(stored() [:3] + bytes([flags]) + stored()[4:] + kind + rest, codec)
+    readable(stored()[:3] + bytes([flags]) + stored()[4:] + kind + rest, codec)
 
 
 @given(json_values | st.text(), st.data())

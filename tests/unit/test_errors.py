@@ -59,10 +59,25 @@ def test_a_leaders_failure_tells_its_type_and_survives_a_trip():
     assert error.error_type == "openai.RateLimitError"
     assert "openai.RateLimitError" in str(error)
     for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
-        assert (type(again), str(again), again.error_type) == (askonce.LeaderFailed, str(error), error.error_type)
+        assert (type(again), str(again), again.error_type) == (
+            askonce.LeaderFailed,
+            str(error),
+            error.error_type,
+        )
 
 
-@pytest.mark.parametrize("kind", [kind for kind in CLASSES if kind is not askonce.LeaderFailed])
+def test_a_broken_stream_tells_how_far_it_came_and_survives_a_trip():
+    """The number of chunks that were passed on is part of the error."""
+    error = askonce.StreamBroken(3)
+    again = pickle.loads(pickle.dumps(error))
+
+    assert "3" in str(error)
+    assert (type(again), str(again), vars(again)) == (askonce.StreamBroken, str(error), vars(error))
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in CLASSES if kind not in {askonce.LeaderFailed, askonce.StreamBroken}]
+)
 def test_errors_can_be_pickled(kind):
     """An error that is raised in a worker process reaches its parent."""
     again = pickle.loads(pickle.dumps(kind("what happened")))

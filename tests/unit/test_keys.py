@@ -304,7 +304,9 @@ def test_bytes_that_look_like_a_float_are_bytes(other):
     assert canonical([fake, 1]) != canonical([fake, 2])
     assert canonical([fake]) == ormsgpack.packb([fake])
     assert canonical([b"\xcb"]) == ormsgpack.packb([b"\xcb"])
-    assert canonical(["\u02f0" * 9, other]) == canonical(["\u02f0" * 9, Fraction(other).numerator if other.is_integer() else other])
+    assert canonical(["\u02f0" * 9, other]) == canonical(
+        ["\u02f0" * 9, Fraction(other).numerator if other.is_integer() else other]
+    )
 
 
 json_leaves = (
@@ -401,7 +403,9 @@ def respelled(value: Any, rng: random.Random, *, keep_order: bool = False) -> An
             items = [(key, respelled(item, rng, keep_order=keep_order)) for key, item in value.items()]
             if not keep_order:
                 rng.shuffle(items)
-            return rng.choice([dict, collections.OrderedDict, lambda i: types.MappingProxyType(dict(i))])(items)
+            return rng.choice([dict, collections.OrderedDict, lambda i: types.MappingProxyType(dict(i))])(
+                items
+            )
         case list() | tuple():
             return rng.choice([list, tuple])(respelled(item, rng, keep_order=keep_order) for item in value)
         case bytes():
@@ -418,7 +422,13 @@ def test_every_spelling_of_a_request_is_the_same_request(value, rng):
     assert canonical(value) == canonical(respelled(value, rng))
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(keys, inner), max_leaves=8))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(keys, inner),
+        max_leaves=8,
+    )
+)
 def test_a_request_survives_a_trip_through_json(value):
     """What a client sent as JSON text is the request that it wrote."""
     assert canonical(json.loads(json.dumps(value))) == canonical(value)
@@ -435,7 +445,11 @@ def by_hand(*parts: bytes) -> bytes:
     return base64.urlsafe_b64encode(state.digest()).rstrip(b"=")
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"])), st.dictionaries(keys, st.integers() | keys, max_size=2), few_values)
+@given(
+    st.text(st.characters(exclude_categories=["Cs"])),
+    st.dictionaries(keys, st.integers() | keys, max_size=2),
+    few_values,
+)
 def test_the_fingerprint_is_what_the_documentation_says(version, scope, request):
     """BLAKE2b of 20 bytes over length-prefixed kind, version, scope and request, as 27 characters of base64url."""
     digest = Fingerprints(version, scope).of(request)
@@ -643,7 +657,11 @@ def shown(left: Any, right: Any) -> list[tuple[Any, ...]]:
         ({"a": {"b": 1}}, {"a": [1]}, [("request['a']", {"b": 1}, [1], "")]),
         (Request("x", 1), 1, [("kind", "x", PLAIN, "")]),
         (Request("x", {"a": 1}), Request("x", {"a": 2}), [("request['a']", 1, 2, "")]),
-        ({"t": Verbatim({"a": 1, "b": 2})}, {"t": Verbatim({"a": 1, "b": 3})}, [("request['t'][1][1]", 2, 3, "")]),
+        (
+            {"t": Verbatim({"a": 1, "b": 2})},
+            {"t": Verbatim({"a": 1, "b": 3})},
+            [("request['t'][1][1]", 2, 3, "")],
+        ),
         ("a", "a", []),
         ({"b": 1, "a": 0.0}, {"a": -0.0, "b": 1.0}, []),
     ],
@@ -686,7 +704,12 @@ def test_what_is_visible_is_the_canonical_form_for_people():
     """Numbers, tuples and enums stand as they count; a part whose order counts is a list of pairs."""
     request = {"t": 1.0, "stop": ("a",), "colour": Colour.RED, "tool": Verbatim({"b": {"d": 1.0}, "a": [2]})}
 
-    assert visible(request) == {"t": 1, "stop": ["a"], "colour": "red", "tool": [["b", [["d", 1]]], ["a", [2]]]}
+    assert visible(request) == {
+        "t": 1,
+        "stop": ["a"],
+        "colour": "red",
+        "tool": [["b", [["d", 1]]], ["a", [2]]],
+    }
 
 
 @pytest.mark.parametrize("value", [2**70, -(2**70), "a\ud800"])

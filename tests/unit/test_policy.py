@@ -63,7 +63,18 @@ def test_what_is_no_duration_is_refused(given_):
 
 @pytest.mark.parametrize(
     "given_",
-    [-1, -0.001, timedelta(seconds=-1), 3650 * DAY + 1, "3651d", "9999w", math.inf, -math.inf, timedelta.max, 10**400],
+    [
+        -1,
+        -0.001,
+        timedelta(seconds=-1),
+        3650 * DAY + 1,
+        "3651d",
+        "9999w",
+        math.inf,
+        -math.inf,
+        timedelta.max,
+        10**400,
+    ],
 )
 def test_durations_out_of_range_are_refused(given_):
     """Neither the past nor more than ten years."""
@@ -90,7 +101,24 @@ def test_sizes(given_, expected):
 
 @pytest.mark.parametrize(
     "given_",
-    ["", "10", "mb", "1.5mb", "-1mb", "0mb", "1tb", "1 m b", 0, -5, 1.5, True, None, b"1mb", [1], "9" * 5000 + "b"],
+    [
+        "",
+        "10",
+        "mb",
+        "1.5mb",
+        "-1mb",
+        "0mb",
+        "1tb",
+        "1 m b",
+        0,
+        -5,
+        1.5,
+        True,
+        None,
+        b"1mb",
+        [1],
+        "9" * 5000 + "b",
+    ],
 )
 def test_what_is_no_size_is_refused(given_):
     """The message names the argument, what was given, and what is allowed."""
@@ -128,7 +156,9 @@ def test_what_would_be_over_at_once_is_refused(name, wrong):
 @pytest.mark.parametrize("jitter", [-0.1, 1, 1.0, 2, "0.1", None, True, math.nan, math.inf])
 def test_what_is_no_fraction_is_refused(jitter):
     """Jitter is a fraction below one."""
-    with pytest.raises(ConfigurationError, match=r"^jitter=.* is no fraction: give 0 \(none\) up to, not including, 1"):
+    with pytest.raises(
+        ConfigurationError, match=r"^jitter=.* is no fraction: give 0 \(none\) up to, not including, 1"
+    ):
         Policy(jitter=jitter)
 
 
@@ -213,7 +243,9 @@ def test_age_never_improves_an_entry(policy, one, other):
     order = [FRESH, STALE, EXPIRED, DEAD]
     earlier, later = sorted((one, other))
 
-    assert order.index(policy.judge(UNTIL, UNTIL + earlier)) <= order.index(policy.judge(UNTIL, UNTIL + later))
+    assert order.index(policy.judge(UNTIL, UNTIL + earlier)) <= order.index(
+        policy.judge(UNTIL, UNTIL + later)
+    )
     assert policy.judge(UNTIL, UNTIL + policy.window_ms + 1) is DEAD
 
 
@@ -233,7 +265,12 @@ def test_hot_is_checked():
     assert (hot.threshold, hot.window_ms, hot.ttl_ms, hot.max_age_ms) == (
         3, 3_600_000, 21_600_000, 604_800_000,
     )  # fmt: skip
-    wrongs: list[dict[str, Any]] = [{"threshold": 0}, {"threshold": 1.5}, {"threshold": True}, {"threshold": "10"}]
+    wrongs: list[dict[str, Any]] = [
+        {"threshold": 0},
+        {"threshold": 1.5},
+        {"threshold": True},
+        {"threshold": "10"},
+    ]
     for wrong in wrongs:
         with pytest.raises(ConfigurationError, match=r"^hot threshold=.*at least 1"):
             Hot(**wrong)

@@ -197,7 +197,9 @@ def test_what_landed_in_a_form_that_is_not_usable(state):
 
 def test_a_stale_entry_is_revalidated_by_one(state):
     """The first caller that finds it computes; all others are served the stale answer at once."""
-    first = start(state, (Fetch, fetched(STALE)), (like(LEASE, seen=fence_of(STALE)), granted()), policy=WINDOWS)
+    first = start(
+        state, (Fetch, fetched(STALE)), (like(LEASE, seen=fence_of(STALE)), granted()), policy=WINDOWS
+    )
     second = start(state, (Fetch, fetched(STALE)), policy=WINDOWS)
 
     assert isinstance(first, Held)
@@ -217,7 +219,9 @@ def test_a_stale_entry_that_cannot_be_revalidated_is_served(state, answer):
 
 def test_an_expired_entry_is_a_miss(state):
     """It could only stand in for an error, which the caller alone would know of."""
-    outcome = start(state, (Fetch, fetched(EXPIRED)), (like(LEASE, seen=fence_of(EXPIRED)), granted()), policy=WINDOWS)
+    outcome = start(
+        state, (Fetch, fetched(EXPIRED)), (like(LEASE, seen=fence_of(EXPIRED)), granted()), policy=WINDOWS
+    )
 
     assert isinstance(outcome, Held)
 
@@ -317,7 +321,7 @@ def test_finishing_stores_and_lands(state):
 
     assert follower.end().value == {"a": 1}
     assert len(state.flights) == 0
-    assert counts(state) == {"misses": 2, "stored": 1, "coalesced": 1}
+    assert counts(state) == {"misses": 2, "computed": 1, "stored": 1, "coalesced": 1}
 
 
 @pytest.mark.parametrize("answer", [stored(FENCED_OFF), AWAY], ids=["fenced off", "away"])
@@ -338,7 +342,10 @@ def test_finishing_with_what_may_not_be_stored(state, error):
     mine = holding(state)
     follower = joining(state)
     value = object()
-    assert play(finish(state, mine, value, 5), (Encode, error), (like(RELEASE, text="", tombstone_ms=300), True)) is False
+    assert (
+        play(finish(state, mine, value, 5), (Encode, error), (like(RELEASE, text="", tombstone_ms=300), True))
+        is False
+    )
     follower.answer(mine.flight.future.result(0))
 
     assert follower.end().value is value

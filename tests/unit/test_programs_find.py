@@ -9,7 +9,7 @@ from askonce._effects import Ask as AskRedis
 from askonce._effects import Decode, Detach, Fetch
 from askonce._programs import lookup
 from askonce._programs.state import parse_word
-from askonce.entry import Corrupt, HEADER
+from askonce.entry import HEADER, Corrupt
 from askonce.keys import Fingerprints, tag_hash
 from askonce.scripts import BUMP, CONTROL, SLIDE
 
@@ -98,7 +98,7 @@ def test_an_age_is_never_negative(state):
     """A process whose idea of the server's clock lags serves what was stored a moment ahead of it."""
     served = look(state, (Fetch, fetched(entry(age=-2, ttl=10))))
 
-    assert (served.age, served.ttl) == (0.0, 12.0)
+    assert (served.age, served.ttl) == (0.0, 10.0)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,9 @@ def test_a_dead_entry_is_not_decoded(state):
 def read_tags(after: int, *pairs: object):
     """The line that reads the tags invalidated after a sequence, in the order of their scores."""
     command = ("ZRANGE", b"ao:{ns:0}:tv", f"({after}", "+inf", "BYSCORE", "WITHSCORES")
-    return AskRedis(0, (command,)), [[item if isinstance(item, bytes) else str(item).encode() for item in pairs]]
+    return AskRedis(0, (command,)), [
+        [item if isinstance(item, bytes) else str(item).encode() for item in pairs]
+    ]
 
 
 def tagged(*tags: bytes, sequence: int = SEQUENCE, digest_value: object = "old") -> bytes:
@@ -296,7 +298,10 @@ def test_an_entry_with_an_invalidated_tag_is_a_miss(state, tags, hit):
 
 def test_an_entry_from_after_the_invalidation_is_a_hit(state):
     """What was computed since then is not concerned; its sequence is that of the lease."""
-    lines = [(Fetch, fetched(tagged(A, sequence=101), word=b"7:102")), read_tags(0, A.hex().encode(), 101, B.hex().encode(), 102)]
+    lines = [
+        (Fetch, fetched(tagged(A, sequence=101), word=b"7:102")),
+        read_tags(0, A.hex().encode(), 101, B.hex().encode(), 102),
+    ]
 
     assert look(state, *lines).source is Source.HIT
 
@@ -306,7 +311,9 @@ def test_invalidated_tags_are_read_once(state):
     look(state, (Fetch, fetched(tagged(A), word=b"7:101")), read_tags(0, A.hex().encode(), 101))
     assert look(state, (Fetch, fetched(tagged(A), word=b"7:101"))) is None
     assert look(state, (Fetch, fetched(tagged(B), word=b"7:101"))).source is Source.HIT
-    assert look(state, (Fetch, fetched(tagged(B), word=b"7:102")), read_tags(101, B.hex().encode(), 102)) is None
+    assert (
+        look(state, (Fetch, fetched(tagged(B), word=b"7:102")), read_tags(101, B.hex().encode(), 102)) is None
+    )
     assert look(state, (Fetch, fetched(tagged(A), word=b"7:102"))) is None
 
 
@@ -401,12 +408,16 @@ def test_uses_are_counted_in_batches(state, part):
     assert play(counting, (increment, [15, 1])) is None
 
 
-@pytest.mark.parametrize(("count", "ttl", "slides"), [(15, 5, False), (16, 5, True), (99, 5, True), (99, 20_000, False)])
+@pytest.mark.parametrize(
+    ("count", "ttl", "slides"), [(15, 5, False), (16, 5, True), (99, 5, True), (99, 20_000, False)]
+)
 def test_a_hot_entry_is_kept_longer(state, count, ttl, slides):
     """From the threshold on an entry is kept fresh, unless half of the hot lifetime is left anyway."""
     policy = Policy(ttl=ttl, stale_if_error=3, hot=Hot(threshold=16, ttl="6h", max_age="7d"))
     look(state, (Fetch, fetched(entry(ttl=ttl, age=0))), policy=policy)
-    program = Player(lookup(state, make_ask(state, policy=policy))).play((Fetch, fetched(entry(ttl=ttl, age=0))))
+    program = Player(lookup(state, make_ask(state, policy=policy))).play(
+        (Fetch, fetched(entry(ttl=ttl, age=0)))
+    )
     lines = [(AskRedis, [count, 1])]
     if slides:
         words = {"member": MEMBER, "ttl_ms": 21_600_000, "max_age_ms": 604_800_000, "window_ms": 3000}

@@ -31,6 +31,7 @@ from .play import (
     like,
     make_ask,
     make_state,
+    outcome_of,
     play,
     run,
     stored,
@@ -163,8 +164,10 @@ def test_what_was_read_before_redis_went_away_is_served(state):
 
 
 def test_reading_may_be_forbidden(state):
-    """With read=False Redis is not asked."""
-    assert play(get_many(state, asks(state, 2, read=False))) == [None, None]
+    """With read=False nothing is served, whatever is there."""
+    served = run(get_many(state, asks(state, 2, read=False)), lambda _: fetched(entry(), entry()))
+
+    assert served == [None, None]
 
 
 # --- get_or_compute_many ------------------------------------------------------------------------------------------
@@ -193,7 +196,11 @@ def test_the_function_is_called_once_with_exactly_what_is_missing(state):
     assert [renewal.holder for renewal in compute.leases] == [b"7:50:t0", b"7:51:t2", b"7:52:t4"]
     program.play((Compute, computed("A", "C", "E")))
     store = program.asks()
-    assert [arguments(STORE, args)["holder"] for _, args in store.calls] == [b"7:50:t0", b"7:51:t2", b"7:52:t4"]
+    assert [arguments(STORE, args)["holder"] for _, args in store.calls] == [
+        b"7:50:t0",
+        b"7:51:t2",
+        b"7:52:t4",
+    ]
     program.play(stores(stored(), stored(REPLACED), stored()))
 
     served = program.end()
@@ -231,10 +238,14 @@ def test_what_others_are_computing_is_joined_after_ones_own(state):
 def test_what_this_call_leads_is_led_before_anything_is_joined(state):
     """Two calls with crossing requests never wait for each other, even if their leases are held elsewhere."""
     other = Player(get_or_compute(state, make_ask(state, digests(2)[0]))).play((Fetch, fetched(None)))
-    program = Player(get_or_compute_many(state, asks(state, 2))).play((Fetch, fetched(None, None)), leases(held()))
+    program = Player(get_or_compute_many(state, asks(state, 2))).play(
+        (Fetch, fetched(None, None)), leases(held())
+    )
     effect = program.asks()
 
-    assert isinstance(effect, Invoke), "the flight of 1 is this call's to lead; the one of 0 is joined after it"
+    assert isinstance(effect, Invoke), (
+        "the flight of 1 is this call's to lead; the one of 0 is joined after it"
+    )
     program.play((LEASE, granted()), (is_compute(1), computed("B")), (STORE, stored()))
     assert isinstance(program.asks(), Join)
     program._program.close()
@@ -298,24 +309,46 @@ def test_what_was_just_stored_is_not_computed_again_for_being_early(state):
     assert values(served) == ["theirs"]
 
 
-def test_a_lease_that_failed_takes_the_path_of_a_single_request(state):
-    """An error for one of many concerns that one."""
+def test_a_lease_that_redis_refused_concerns_one_request(state):
+    """It is computed in the same call as the others, and not stored."""
     served = many(
         state,
         2,
         (Fetch, fetched(None, None)),
         leases(AWAY, granted()),
-        (is_compute(1), computed("B")),
+        (is_compute(0, 1), computed("A", "B")),
         stores(stored()),
-        (LEASE, AWAY),
-        (is_compute(0), computed("A")),
     )
 
     assert values(served) == ["A", "B"]
     assert sources(served) == [Source.BYPASSED, Source.COMPUTED]
+    assert counts(state)["bypassed:backend"] == counts(state)["backend_errors"] == 1
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), ConfigurationError("fn returned 1 values for 2 requests")])
+def test_leases_that_redis_refused_are_raised_by_a_strict_cache():
+    """And the leases that it did grant are given back."""
+    state, released = make_state(strict=True), []
+
+    def respond(effect: Any) -> Any:
+        match effect:
+            case Fetch():
+                return fetched(None, None)
+            case InvokeMany():
+                return [granted(50), AWAY]
+            case Invoke():
+                released.append(arguments(RELEASE, effect.args)["holder"])
+                return True
+
+    with pytest.raises(BackendUnavailable):
+        run(get_or_compute_many(state, asks(state, 2)), respond)
+
+    assert released == [b"7:50:t0"]
+    assert len(state.flights) == 0
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("no"), ConfigurationError("fn returned 1 values for 2 requests")]
+)
 def test_an_error_gives_all_leases_back(state, error):
     """Who waits for any of them is told, everything of this call lands, and the caller has its exception."""
     name = "ValueError" if type(error) is ValueError else "askonce.errors.ConfigurationError"
@@ -461,7 +494,9 @@ def test_victims_are_passed_once(state):
     part = state.partitions[0]
     part.victims = [b"7:v", b"1"]
     program = Player(get_or_compute_many(state, asks(state, 2)))
-    program.play((Fetch, fetched(None, None)), leases(granted(50), granted(51)), (Compute, computed("A", "B")))
+    program.play(
+        (Fetch, fetched(None, None)), leases(granted(50), granted(51)), (Compute, computed("A", "B"))
+    )
     first, second = program.asks().calls
     assert first[0][6:] == (b"ao:{ns:0}:e:7:v",)
     assert first[1][-2:] == (b"7:v", b"1")
@@ -540,6 +575,28 @@ def test_unread_serves_nothing_that_is_stored(state):
     assert values(served) == ["new 0", "new 1"]
 
 
+def test_unread_serves_nothing_that_somebody_stored_meanwhile(state):
+    """With read=False an entry that came between the look and the lease is not this caller's answer."""
+
+    def respond(effect: Any) -> Any:
+        match effect:
+            case Fetch():
+                return fetched(None)
+            case Compute():
+                return computed("mine")
+            case InvokeMany():
+                return [found(entry("theirs"))] if effect.script is LEASE else [stored()]
+            case Invoke():
+                lease = (
+                    found(entry("theirs")) if arguments(LEASE, effect.args).get("seen") == b"" else granted()
+                )
+                return {"lease": lease, "store": stored(), "release": True, "control": controlled()}[
+                    effect.script.name
+                ]
+
+    assert values(run(get_or_compute_many(state, asks(state, 1, read=False)), respond)) == ["mine"]
+
+
 def test_who_must_not_wait_does_not_join(state):
     """A thread that holds an unfinished lease computes by itself what others are computing."""
     other = Player(get_or_compute(state, make_ask(state, digests(1)[0]))).play((Fetch, fetched(None)))
@@ -564,13 +621,19 @@ def test_a_function_that_asks_for_its_own_keys_computes(state):
 
 
 def many_inside(state, leading):
-    lines = (Fetch, fetched(None, None)), (is_compute(0), computed("inner")), (is_compute(1), computed("inner"))
+    lines = (
+        (Fetch, fetched(None, None)),
+        (is_compute(0), computed("inner")),
+        (is_compute(1), computed("inner")),
+    )
     return play(get_or_compute_many(state, asks(state, 2, leading=leading)), *lines)
 
 
 def test_after_an_invalidation_no_older_flight_is_joined(state):
     """A grave's fence above the flight's: this call leads anew."""
-    first = Player(get_or_compute(state, make_ask(state, digests(1)[0]))).play((Fetch, fetched(None)), (LEASE, granted(50)))
+    first = Player(get_or_compute(state, make_ask(state, digests(1)[0]))).play(
+        (Fetch, fetched(None)), (LEASE, granted(50))
+    )
     program = Player(get_or_compute_many(state, asks(state, 1))).play((Fetch, fetched(grave(60))))
 
     assert isinstance(program.asks(), InvokeMany)
@@ -580,7 +643,9 @@ def test_after_an_invalidation_no_older_flight_is_joined(state):
 
 
 @pytest.mark.parametrize("step", range(10))
-@pytest.mark.parametrize("error", [AWAY, Cancelled(), KeyError("a driver's mistake")], ids=["away", "cancelled", "bug"])
+@pytest.mark.parametrize(
+    "error", [AWAY, Cancelled(), KeyError("a driver's mistake")], ids=["away", "cancelled", "bug"]
+)
 def test_whatever_happens_at_any_step_nothing_is_left(step, error):
     """An error at each effect in turn: the caller is answered or gets that error, and no flight stays."""
     state, number = make_state(), -1
@@ -597,7 +662,9 @@ def test_whatever_happens_at_any_step_nothing_is_left(step, error):
             case InvokeMany():
                 return [granted(), held()] if effect.script is LEASE else [stored()]
             case Invoke():
-                return {"lease": lambda: next(single, granted()), "store": stored, "release": lambda: True}[effect.script.name]()
+                return {"lease": lambda: next(single, granted()), "store": stored, "release": lambda: True}[
+                    effect.script.name
+                ]()
             case Compute():
                 return computed(*["new"] * len(effect.indices))
             case Listen():
@@ -606,10 +673,9 @@ def test_whatever_happens_at_any_step_nothing_is_left(step, error):
                 return None
         return 0.1
 
-    try:
-        served = run(get_or_compute_many(state, asks(state, 2)), respond)
-    except (Cancelled, KeyError, BackendUnavailable) as raised:
-        assert raised is error
-    else:
+    served, raised = outcome_of(get_or_compute_many(state, asks(state, 2)), respond)
+    if raised is None:
         assert values(served) == ["new", "new"]
+    else:
+        assert raised is error
     assert len(state.flights) == 0

@@ -15,14 +15,19 @@ from .play import DIGEST, make_ask, make_state
 
 @pytest.mark.parametrize(
     ("raw", "generation", "sequence"),
-    [(b"7:100", 7, 100), (b"0:0", 0, 0), (b"4294967295:9999999999999999", 4294967295, 9999999999999999)],
+    [(b"7:100", 7, 100), (b"0:0", 0, 0), (b"4294967295:999999999999999", 4294967295, 999999999999999)],
 )
 def test_control_words(raw, generation, sequence):
     """Two decimal numbers and a colon; members begin with the first."""
     word = parse_word(raw)
 
     assert word is not None
-    assert (word.raw, word.generation, word.sequence, word.prefix) == (raw, generation, sequence, b"%d:" % generation)
+    assert (word.raw, word.generation, word.sequence, word.prefix) == (
+        raw,
+        generation,
+        sequence,
+        b"%d:" % generation,
+    )
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,10 @@ def put(state, *lines, value="new", **words):
 
 def test_a_value_is_stored_without_a_lease(state):
     """The last writer wins: no fence, no holder, under the current generation and tag sequence."""
-    line = like(STORE, generation=7, member=MEMBER, fence=b"", holder=b"", sequence=b"", ttl_ms=10_000), stored()
+    line = (
+        like(STORE, generation=7, member=MEMBER, fence=b"", holder=b"", sequence=b"", ttl_ms=10_000),
+        stored(),
+    )
 
     assert put(state, line) is True
     assert counts(state) == {"stored": 1}
@@ -198,7 +201,9 @@ def test_a_store_over_a_limit_trims(state, part):
 
 def test_who_is_far_over_a_limit_does_not_keep_the_caller(state):
     """A lowered limit is drained behind the caller after a few trips."""
-    program = Player(store(state, make_ask(state), "new", 0)).play((STORE, stored(over=1, victims=(b"7:v", b"1"))))
+    program = Player(store(state, make_ask(state), "new", 0)).play(
+        (STORE, stored(over=1, victims=(b"7:v", b"1")))
+    )
     trips = 0
     while isinstance(program.asks(), Invoke):
         trips += 1
@@ -253,7 +258,12 @@ def test_suspects_are_healed_behind_the_next_store(state, part):
     program.play((Detach, None)).end()
     assert part.suspects == set()
     samples = ("ZRANDMEMBER", X, 32), ("ZRANDMEMBER", L, 32)
-    heal_ = Invoke(HEAL, 0, (L, X, *(PREFIX + b"e:" + m for m in (b"7:a", b"7:b", b"7:s"))), (384, b"7:a", b"7:b", b"7:s"))
+    heal_ = Invoke(
+        HEAL,
+        0,
+        (L, X, *(PREFIX + b"e:" + m for m in (b"7:a", b"7:b", b"7:s"))),
+        (384, b"7:a", b"7:b", b"7:s"),
+    )
     play(healing, (AskRedis(0, samples), [[b"7:a", b"#"], [b"7:b", b"7:a"]]), (heal_, Healed(2, 1)))
 
     assert counts(state) == {"stored": 1, "healed": 3}
@@ -280,13 +290,6 @@ def test_healing_ends_without_redis(state, part, lines):
     play(heal(state, part, {b"7:a"}), *lines)
 
     assert counts(state) == {"backend_errors": 1}
-
-
-def test_a_background_task_that_cannot_be_started_costs_no_store(state, part):
-    """A pool that is closing: the entry was written, and True says so."""
-    part.suspects = {b"7:s"}
-
-    assert put(state, (STORE, stored()), (Detach, RuntimeError("shutdown"))) is True
 
 
 # --- out of memory ------------------------------------------------------------------------------------------------
@@ -316,7 +319,11 @@ def test_a_redis_without_room_is_shed(state, part):
 def test_shedding_never_raises_a_limit(state):
     """Nine tenths of a partition that is far over its bound is still the bound."""
     program = Player(store(state, make_ask(state, now_ms=NOW), "new", 0)).play((STORE, OutOfMemory("-OOM")))
-    lines: list[Any] = [(AskRedis, [b"-50000"]), (like(TRIM, max_units=10_000), trimmed()), (AskRedis, [[], []])]
+    lines: list[Any] = [
+        (AskRedis, [b"-50000"]),
+        (like(TRIM, max_units=10_000), trimmed()),
+        (AskRedis, [[], []]),
+    ]
     play(program.asks().program, *lines)
 
 

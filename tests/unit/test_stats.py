@@ -132,6 +132,7 @@ def test_usage_is_a_value():
     """What the books hold, beside their bounds."""
     usage = Usage(entries=1, bytes=64, max_entries=2, max_bytes=128)
 
+    assert usage.known
     assert usage == Usage(entries=1, bytes=64, max_entries=2, max_bytes=128)
     with pytest.raises(TypeError):
         Usage(1, 64, 2, 128)  # type: ignore[misc]

@@ -155,6 +155,7 @@ def _expiring(part: Partition) -> Program[set[bytes]]:
 def flush(state: State) -> Program[Stats]:
     """Add this process's counters to the fleet's; return the sum, or what is pending here if Redis is away."""
     totals: dict[str, int] = {}
+    pending: dict[str, int] = {}
     try:
         for part in state.partitions:
             (reply,) = yield from ask(part.index, ("HGETALL", part.names.s))
@@ -169,6 +170,7 @@ def flush(state: State) -> Program[Stats]:
         for name, count in pending.items():
             totals[name] = totals.get(name, 0) + count
     except BackendUnavailable as error:
+        state.counters.give_back(pending)
         failed(state, error)
         return from_counters(state.counters.peek(), fleet=False)
     return from_counters(totals, fleet=True)

@@ -13,11 +13,11 @@ from typing import Any
 
 from .._effects import Program, TimedOut, invoke, join
 from .._flights import Flight
-from ..errors import BackendUnavailable
+from ..errors import BackendUnavailable, NotCached
 from ..policy import Freshness
 from ..scripts import PUBLISH, Arg
 from ..served import AnyServed, Source
-from .compute import acquire, coalesced, error_type, stored_fence
+from .compute import acquire, coalesced, error_type, what_is_stored
 from .find import Found, failed, find, serve, use
 from .state import Ask, State
 from .write import Grant, keep, release
@@ -37,10 +37,10 @@ def begin(state: State, wanted: Ask, *, refresh: bool) -> Program[AnyServed | He
     found, reachable, seen = None, True, b""
     try:
         if refresh or not wanted.read:
-            _, seen = yield from stored_fence(wanted)
+            found = yield from what_is_stored(wanted)
         else:
             found = yield from find(state, wanted)
-            seen = found.seen if found else b""
+        seen = found.seen if found else b""
     except BackendUnavailable as error:
         failed(state, error)
         reachable = False
@@ -52,6 +52,8 @@ def begin(state: State, wanted: Ask, *, refresh: bool) -> Program[AnyServed | He
     stale = found is not None and found.freshness is Freshness.STALE
     if not stale:
         state.counters.add("misses")
+        if wanted.only_if_cached:
+            raise NotCached("only_if_cached: nothing servable is stored for this request")
     least = found.least_fence if found else 0
     while True:
         flight, leads = state.flights.board(wanted.flight_key, wanted.home, least)

@@ -12,13 +12,13 @@ from typing import Any
 
 from .._effects import Fetched, Program, TimedOut, compute, decode, detach, fetch, invoke, join, listen, sleep
 from .._flights import Flight, Landed
-from ..entry import Corrupt
+from ..entry import Corrupt, is_grave
 from ..errors import BackendUnavailable, LeaderFailed, NotCached
 from ..policy import Freshness
 from ..scripts import FAILED, FOUND, GRANTED, HELD, LEASE, Leased
 from ..served import AnyServed, Served, Source
 from .find import Found, connect, failed, find, judge, serve, use
-from .state import Ask, State, Word, parse_word
+from .state import Ask, State, parse_word
 from .write import TOMBSTONE_MS, Grant, keep, note_word, release, release_by_token
 
 #: Turns of the lease loop that are not a wait: more means that somebody else rewrites the entry all the time.
@@ -117,9 +117,7 @@ def _fly(
     return (yield from _compute(state, wanted, grant))
 
 
-def _compute(
-    state: State, wanted: Ask, grant: Grant | None, word: Word | None = None
-) -> Program[tuple[AnyServed, Landed]]:
+def _compute(state: State, wanted: Ask, grant: Grant | None) -> Program[tuple[AnyServed, Landed]]:
     leases = (grant.renewal(wanted),) if grant else ()
     try:
         computed = yield from compute(wanted.index, leases)
@@ -134,7 +132,7 @@ def _compute(
         raise
     state.counters.add("computed")
     state.refresh_failures.pop(wanted.digest, None)
-    landed = yield from keep(state, wanted, computed.value, computed.cost_ms, grant, word)
+    landed = yield from keep(state, wanted, computed.value, computed.cost_ms, grant)
     return Served(computed.value, Source.COMPUTED if grant else Source.BYPASSED, 0.0, landed.ttl), landed
 
 
@@ -205,9 +203,10 @@ def take_lease(
             return Grant(parse_word(leased.word) or word, leased.fence, wanted.token)
         if leased.code == FOUND:
             note_word(part, leased.word)
-            found = yield from judge(state, wanted, leased.entry, leased.now_ms)
-            if found is not None and found.freshness in {Freshness.FRESH, Freshness.EARLY}:
-                return found
+            if wanted.read:
+                found = yield from judge(state, wanted, leased.entry, leased.now_ms)
+                if found is not None and found.freshness in {Freshness.FRESH, Freshness.EARLY}:
+                    return found
             seen = leased.entry[8:16]
         elif leased.code == FAILED:
             if leased.text and not wanted.refreshes:
@@ -244,23 +243,25 @@ def _unread(state: State, wanted: Ask) -> Program[AnyServed]:
         raise NotCached("only_if_cached: and read=False forbids to look")
     if not wanted.write:
         return (yield from alone(state, wanted, "control"))
-    grant, word = None, None
+    grant = None
     try:
-        word, seen = yield from stored_fence(wanted)
-        taken = yield from acquire(state, replace(wanted, waits=False), seen)
+        there = yield from what_is_stored(wanted)
+        taken = yield from acquire(state, replace(wanted, waits=False), there.seen if there else b"")
         grant = taken if isinstance(taken, Grant) else None
     except BackendUnavailable as error:
         failed(state, error)
-    served, _ = yield from _compute(state, wanted, grant, word)
-    return replace(served, source=Source.COMPUTED)
+    if grant is None:  # somebody else is computing it, and stores what is as new; or Redis is away
+        state.counters.add_reason("bypassed", "not granted")
+    served, _ = yield from _compute(state, wanted, grant)
+    return served
 
 
-def stored_fence(wanted: Ask) -> Program[tuple[Word, bytes]]:
-    """Return the control word, and the fence of whatever is stored, so that a lease to replace it can be had."""
+def what_is_stored(wanted: Ask) -> Program[Found | None]:
+    """Return the fence of whatever is stored, so that a lease to replace it can be had."""
     part = wanted.partition
     word = yield from connect(part)
-    fetched = yield from fetch(part.index, (word.prefix + wanted.digest,))
-    return word, (fetched.entries[0] or b"")[8:16]
+    data = (yield from fetch(part.index, (word.prefix + wanted.digest,))).entries[0]
+    return None if data is None else Found(data[8:16], grave=is_grave(data))
 
 
 def refresh_behind(state: State, wanted: Ask, found: Found | None) -> Program[None]:

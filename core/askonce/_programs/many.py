@@ -14,7 +14,7 @@ from ..served import AnyServed, Served, Source
 from .compute import error_type, lead, refresh_behind, share
 from .find import Found, connect, failed, find, judge, keep_step, serve, use
 from .state import Ask, Partition, State, parse_word
-from .write import Grant, admitted, landing, release, settle, shed, store_call
+from .write import Grant, admitted, landing, release, release_by_token, settle, shed, store_call
 
 T = TypeVar("T")
 
@@ -89,19 +89,31 @@ def get_or_compute_many(state: State, asks: Sequence[Ask]) -> Program[list[AnySe
             if leads:
                 mine[wanted.digest] = wanted, flight
         yield from _compute_mine(state, mine, founds, served, reachable)
-        for wanted in later:
-            if wanted.digest in mine:
-                flight = mine.pop(wanted.digest)[1]
-                served[wanted.digest] = yield from lead(
-                    state, wanted, flight, founds.get(wanted.digest), reachable
-                )
-            elif wanted.digest not in served:
+        for digest in list(mine):  # held elsewhere
+            wanted, flight = mine.pop(digest)
+            served[digest] = yield from lead(state, wanted, flight, founds.get(digest), reachable)
+        for wanted in later:  # led by others here: only now, when nobody can be waiting for this call
+            if wanted.digest not in served:
                 served[wanted.digest] = yield from share(state, wanted, founds.get(wanted.digest), reachable)
     except BaseException as error:
         for _, flight in mine.values():
             state.flights.land(flight, error=error if isinstance(error, Exception) else None)
-        raise
+        if not isinstance(error, Exception) or not _stand_in(state, later, founds, served):
+            raise
     return [served[wanted.digest] for wanted in asks]
+
+
+def _stand_in(
+    state: State, later: list[Ask], founds: dict[bytes, Found], served: dict[bytes, AnyServed]
+) -> bool:
+    """Serve what is past its freshness for all that is missing, if every one of them may be (RFC 5861, 4)."""
+    missing = [wanted.digest for wanted in later if wanted.digest not in served]
+    usable = {digest: founds[digest] for digest in missing if digest in founds}
+    if any(digest not in usable or usable[digest].freshness is not Freshness.EXPIRED for digest in missing):
+        return False
+    state.counters.add("stale_if_error", len(missing))
+    served.update({digest: found.served(Source.STALE_IF_ERROR) for digest, found in usable.items()})
+    return True
 
 
 def _compute_mine(
@@ -117,9 +129,16 @@ def _compute_mine(
     if reachable:
         try:
             refused = yield from _lease_many(state, mine, founds, served, grants)
+        except GeneratorExit:
+            raise
         except BackendUnavailable as error:
+            if state.strict:
+                yield from _release_all(state, mine, grants)
             failed(state, error)
             reachable = False
+        except BaseException:  # cancelled: a lease that this call has not heard of may have been granted
+            yield from _release_all(state, mine, grants)
+            raise
     turn = [
         wanted for wanted, _ in mine.values() if not reachable or wanted.digest in grants.keys() | refused
     ]
@@ -146,6 +165,16 @@ def _compute_mine(
         served[wanted.digest] = Served(answer.value, source, 0.0, landed[wanted.digest].ttl)
 
 
+def _release_all(
+    state: State, mine: dict[bytes, tuple[Ask, Flight]], grants: dict[bytes, Grant]
+) -> Program[None]:
+    for wanted, _ in mine.values():
+        if wanted.digest in grants:
+            yield from release(state, wanted, grants[wanted.digest], None)
+        else:
+            yield from release_by_token(state, wanted)
+
+
 def _lease_many(
     state: State,
     mine: dict[bytes, tuple[Ask, Flight]],
@@ -169,16 +198,18 @@ def _lease_many(
             answers: list[Leased | BackendUnavailable] = yield from invoke_many(LEASE, part.index, calls)
             for wanted, leased in zip(chunk, answers, strict=True):
                 if isinstance(leased, BackendUnavailable):
-                    failed(state, leased)
                     yield from shed(state, wanted, leased)
+                    failed(state, leased)
                     refused.add(wanted.digest)
                     continue
                 if leased.code == GRANTED:
                     under = parse_word(leased.word) or word
                     grants[wanted.digest] = Grant(under, leased.fence, wanted.token)
+                elif leased.code == FOUND and not wanted.read:
+                    refused.add(wanted.digest)  # stored meanwhile: this caller wants an answer of its own
                 elif leased.code == FOUND:
                     found = yield from judge(state, wanted, leased.entry, leased.now_ms)
-                    if found is not None and found.freshness is Freshness.FRESH:
+                    if found is not None and found.freshness in {Freshness.FRESH, Freshness.EARLY}:
                         _, flight = mine.pop(wanted.digest)
                         state.flights.land(flight, found.landed())
                         state.counters.add("coalesced")

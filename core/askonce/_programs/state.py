@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -89,11 +90,9 @@ class State:
     refresh_failures: dict[bytes, int] = field(default_factory=dict)
 
     def partition_of(self, digest: bytes) -> Partition:
-        """Return the partition of a digest: its last three characters spread evenly."""
+        """Return the partition of a digest."""
         count = len(self.partitions)
-        return (
-            self.partitions[0] if count == 1 else self.partitions[int.from_bytes(digest[-3:], "big") % count]
-        )
+        return self.partitions[0] if count == 1 else self.partitions[zlib.crc32(digest) % count]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

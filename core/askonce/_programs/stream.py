@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from .._effects import Program, TimedOut, ask, decode, join, listen, sleep
 from .._flights import Flight
 from ..entry import Corrupt
-from ..errors import BackendUnavailable
+from ..errors import BackendUnavailable, NotCached
 from ..policy import Freshness
 from ..scripts import Leased
 from ..served import AnyServed, Source
 from .begin import Held, finish
-from .compute import stored_fence, take_lease
+from .compute import take_lease, what_is_stored
 from .find import Found, failed, find, serve, use
 from .state import Ask, State
 from .write import Grant, release
@@ -44,9 +44,9 @@ def tune_in(state: State, wanted: Ask) -> Program[AnyServed | Held | Flight | El
     try:
         if wanted.read:
             found = yield from find(state, wanted)
-            seen = found.seen if found else b""
         else:
-            _, seen = yield from stored_fence(wanted)
+            found = yield from what_is_stored(wanted)
+        seen = found.seen if found else b""
     except BackendUnavailable as error:
         failed(state, error)
         reachable = False
@@ -58,6 +58,8 @@ def tune_in(state: State, wanted: Ask) -> Program[AnyServed | Held | Flight | El
     stale = found is not None and found.freshness is Freshness.STALE
     if not stale:
         state.counters.add("misses")
+        if wanted.only_if_cached:
+            raise NotCached("only_if_cached: nothing servable is stored for this request")
     flight, leads = state.flights.board(wanted.flight_key, wanted.home, found.least_fence if found else 0)
     if leads:
         return (yield from _lead(state, wanted, flight, found if stale else None, seen, reachable))

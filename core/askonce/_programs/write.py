@@ -68,26 +68,24 @@ def store(state: State, wanted: Ask, value: Any, cost_ms: int) -> Program[bool]:
         return False
 
 
-def keep(
-    state: State, wanted: Ask, value: Any, cost_ms: int, grant: Grant | None, word: Word | None = None
-) -> Program[Landed]:
+def keep(state: State, wanted: Ask, value: Any, cost_ms: int, grant: Grant | None) -> Program[Landed]:
     """
     Store a value that was just computed, give the lease back, and return what followers are handed.
 
-    Without a lease nothing is stored, unless *word* is given: the control word when the computation began.
-    Never fails, unless the cache is strict: the value is in the caller's hand.
+    Without a lease nothing is stored.  Never fails, unless the cache is strict: the value is in the caller's hand.
     """
     encoded = yield from admitted(state, value, cost_ms)
     if encoded is None or not wanted.write:
         yield from release(state, wanted, grant, "")
         return landing(wanted, value, encoded, grant, stored=False)
     stored = False
-    if grant is not None or word is not None:
+    if grant is not None:
         try:
-            stored = (yield from write(state, wanted, encoded, grant, word)) in {STORED, REPLACED}
+            stored = (yield from write(state, wanted, encoded, grant)) in {STORED, REPLACED}
         except BackendUnavailable as error:
-            failed(state, error)
+            yield from release(state, wanted, grant, "")
             yield from shed(state, wanted, error)
+            failed(state, error)
     return landing(wanted, value, encoded, grant, stored=stored)
 
 
@@ -119,33 +117,28 @@ def lifetime_ms(wanted: Ask, encoded: Encoded) -> int:
     return wanted.policy.lifetime_ms(ttl_ms, wanted.draw)
 
 
-def write(
-    state: State, wanted: Ask, encoded: Encoded, grant: Grant | None, word: Word | None = None
-) -> Program[int]:
+def write(state: State, wanted: Ask, encoded: Encoded, grant: Grant | None) -> Program[int]:
     """
     Run ``store`` and what it makes necessary; return its code, counted.
 
-    What was computed under *word*, or under a lease, is refused once the generation has moved.  A value that was
-    not computed under anything is stored under the generation that is current.
+    What was computed under a lease is refused once the generation has moved.  A value that was not computed under
+    anything is stored under the generation that is current.
     """
     part = wanted.partition
-    under = grant.word if grant else word
-    current = under or part.word or (yield from connect(part))
-    stored = yield from _store(state, wanted, current, encoded, grant, under is not None)
+    current = grant.word if grant else part.word or (yield from connect(part))
+    stored = yield from _store(state, wanted, current, encoded, grant)
     if stored.code == MOVED:
         part.word = None
-        if under is None:
+        if grant is None:
             current = yield from connect(part)
-            stored = yield from _store(state, wanted, current, encoded, None, False)
+            stored = yield from _store(state, wanted, current, encoded, None)
     yield from settle(state, part, stored)
     return stored.code
 
 
-def _store(
-    state: State, wanted: Ask, word: Word, encoded: Encoded, grant: Grant | None, begun: bool
-) -> Program[Stored]:
+def _store(state: State, wanted: Ask, word: Word, encoded: Encoded, grant: Grant | None) -> Program[Stored]:
     part = wanted.partition
-    keys, args = store_call(state, wanted, word, encoded, grant, part.take_victims(), begun)
+    keys, args = store_call(state, wanted, word, encoded, grant, part.take_victims())
     return (yield from invoke(STORE, part.index, keys, *args))
 
 
@@ -156,16 +149,15 @@ def store_call(
     encoded: Encoded,
     grant: Grant | None,
     victims: list[bytes],
-    begun: bool = True,
 ) -> tuple[tuple[bytes, ...], tuple[Arg, ...]]:
-    """Return keys and arguments of one ``store``; *begun*: what is stored was computed since *word* was read."""
+    """Return keys and arguments of one ``store``; without a lease the value counts as computed just now."""
     names, member = wanted.partition.names, word.prefix + wanted.digest
     keys = (names.l, names.x, names.e + member, names.c, names.k + wanted.digest, names.w)
     args: tuple[Arg, ...] = (
         word.generation,
         member,
         encoded.flags | (TAGGED if wanted.tags else 0),
-        word.sequence if begun else b"",
+        word.sequence if grant else b"",
         tag_block(wanted.tags) + encoded.payload,
         lifetime_ms(wanted, encoded),
         wanted.policy.window_ms,
@@ -194,14 +186,20 @@ def settle(state: State, part: Partition, stored: Stored) -> Program[None]:
     counters.add("evicted", stored.evicted)
     part.victims = stored.victims
     if stored.over:
-        over = True
-        for _ in range(_FOREGROUND_TRIMS):
-            if not (over := (yield from trim(state, part))):
-                break
-        if over:
-            yield from detach(drain(state, part))
+        yield from _make_room(state, part)
     if part.suspects:
         yield from detach(heal(state, part, part.take_suspects()))
+
+
+def _make_room(state: State, part: Partition) -> Program[None]:
+    try:
+        for _ in range(_FOREGROUND_TRIMS):
+            if not (yield from trim(state, part)):
+                return
+    except BackendUnavailable:
+        state.counters.add("backend_errors")  # what was stored is stored
+        return
+    yield from detach(drain(state, part))
 
 
 def trim(state: State, part: Partition, max_units: int | None = None) -> Program[bool]:

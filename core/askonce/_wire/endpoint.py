@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
@@ -29,6 +30,7 @@ _KEPT: Final = frozenset(
 #: A pool counts what it made, not what is open; threads and loops come and go.
 _UNLIMITED: Final = 2**31
 
+_DATABASE: Final = re.compile(r"/?\d{0,5}")
 _SCHEMES: Final = "redis://host:6379/0, rediss://, unix:///path, embedded://[folder]"
 
 _ASYNC_TWIN: Final[Mapping[type, type]] = {
@@ -48,7 +50,7 @@ class Endpoint:
     """
 
     connection_class: type
-    options: Mapping[str, Any]
+    options: Mapping[str, Any] = field(repr=False)  # credentials too
     label: str  # for messages: no credentials
     prepare: Callable[[], object] | None = None
 
@@ -132,13 +134,21 @@ def from_client(client: object) -> Endpoint:
 
 
 def redacted(url: str) -> str:
-    """Return *url* as it may be shown: scheme, host, port and path, never user, password or options."""
+    """
+    Return *url* as it may be shown: scheme, host, port and path, never user, password or options.
+
+    Where a slash or an @ is missing or too much, a password may stand anywhere: then only the scheme is shown.
+    """
     try:
         parts = urlsplit(url)
-        port = f":{parts.port}" if parts.port else ""
+        host, port, path = parts.hostname or "", parts.port, parts.path
     except ValueError:
         return "(unreadable)"
-    return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}" if parts.scheme else "(no scheme)"
+    if parts.scheme not in {"redis", "rediss", "unix", "embedded"}:
+        return "(another scheme)"
+    if "@" in path or (parts.scheme in {"redis", "rediss"} and not _DATABASE.fullmatch(path)):
+        return f"{parts.scheme}://(unreadable)"
+    return f"{parts.scheme}://{host}{f':{port}' if port else ''}{path}"
 
 
 def _kept(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,1756 @@
+"""
+Streams: recorded while they are passed on, replayed, and followed here and elsewhere while they run.
+
+"Here" is another caller of the same process, in either colour; "elsewhere" shares nothing but Redis.  Whoever goes
+away, fails, is killed or sleeps: a consumer is given every chunk once and in order, or a plain error, and nothing
+half is ever stored.
+"""
+
+import asyncio
+import contextlib
+import gc
+import os
+import random
+import signal
+import threading
+import time
+
+import pytest
+import redis
+
+from askonce import (
+    AsyncCache,
+    BackendUnavailable,
+    Cache,
+    LeaderFailed,
+    NotCached,
+    Policy,
+    Refused,
+    StreamBroken,
+    control,
+    scripts,
+)
+from askonce import _programs as programs
+from askonce.keys import Request
+
+from . import streaming
+from .audit import Auditor
+from .polling import age, until
+from .streaming import QUESTION, Party, Producer, nothing_left
+
+NOWHERE = "redis://127.0.0.1:1/0"
+COLOURS = pytest.mark.parametrize("colour", ["threads", "asyncio"])
+WORDS = ("Why", " not", "?")
+
+
+@pytest.fixture
+def party(url):
+    """Make parties: ``party("asyncio", like=another)`` shares the cache of another, ``party("threads")`` does not."""
+    made = []
+
+    def make(colour="threads", *, like=None, at=None, **words):
+        words.setdefault("deadline", 2.0)  # a busy machine is no fault of Redis
+        cache = like.cache if like else Cache(at or url, namespace="test", **words)
+        made.append(Party(colour, cache))
+        return made[-1]
+
+    yield make
+    Producer.open_all()
+    for one in made:
+        one.stop()
+
+
+@pytest.fixture
+def join(party, request):
+    """Make two parties, a leader and a follower, of the colours and in the places that ``PAIRS`` names."""
+    leading, following, where = request.param.split("-")
+
+    def make(**words):
+        leader = party(leading, **words)
+        return leader, party(following, like=leader) if where == "here" else party(following, **words)
+
+    make.here = where == "here"
+    return make
+
+
+PAIRS = pytest.mark.parametrize(
+    "join",
+    [
+        f"{leader}-{follower}-{where}"
+        for where in ("here", "elsewhere")
+        for leader in ("threads", "asyncio")
+        for follower in ("threads", "asyncio")
+    ],
+    indirect=True,
+)
+#: Where the colours make no difference to what is tested.
+PLACES = pytest.mark.parametrize(
+    "join", ["threads-threads-here", "asyncio-asyncio-here", "threads-asyncio-elsewhere"], indirect=True
+)
+
+
+def digest_of(party, request="q"):
+    """Return the digest under which the stream of *request* is kept."""
+    return party.cache.explain(Request("stream", request)).fingerprint.encode()
+
+
+def entries(raw, names):
+    """Return the keys of the entries there are, graves excluded."""
+    return [key for key in raw.scan_iter(names.e + b"*") if raw.strlen(key) > 48]
+
+
+def stored(party, request="q"):
+    """Return the chunks that are stored for *request*, or None; nobody is asked."""
+    never = Producer("never")
+    with control(only_if_cached=True):
+        reader = party.read(request, never)
+    try:
+        return reader.take()
+    except NotCached:
+        return None
+    finally:
+        assert never.calls == 0, "only_if_cached, and the model was called"
+
+
+# --- replay -----------------------------------------------------------------------------------------------------
+
+
+class Reversed:
+    """A codec of the user's: text, backwards."""
+
+    name = "reversed"
+
+    def encode(self, value):
+        return value[::-1].encode()
+
+    def decode(self, data):
+        return data.decode()[::-1]
+
+
+STREAMS = {
+    "text": (["Why", " not", "?", "", "ümläut \ud800", "x" * 5000], None),
+    "bytes": ([b"\x00\xff", b"", b"AO\x01", b"\r\n" * 100], None),
+    "json": ([{"delta": {"content": "a", "n": [1, 2.5, None, True]}}, [], 7, 2**63, -1.5, "text", None, {}], None),
+    "codec": (["forwards", "", "x"], Reversed()),
+    "empty": ([], None),
+    "one huge chunk": ([random.Random(1).randbytes(5_000_000)], None),
+    "ten thousand small chunks": ([f"{number} " for number in range(10_000)], None),
+}
+
+
+@COLOURS
+@pytest.mark.parametrize("kind", STREAMS)
+def test_a_replay_equals_the_original(party, colour, kind):
+    """Whatever the chunks are, a later stream gives the same ones, and asks nobody; so does the other colour."""
+    chunks, codec = STREAMS[kind]
+    one, other = party(colour), party(colour)
+    twin = party("asyncio" if colour == "threads" else "threads", like=one)
+    producer, never = Producer(*chunks), Producer("never")
+
+    first = one.read("q", producer, codec=codec).take()
+    replays = [reader.read("q", never, codec=codec).take() for reader in (one, other, twin)]
+
+    assert first == chunks
+    for replay in replays:
+        assert replay == chunks
+        assert [type(chunk) for chunk in replay] == [type(chunk) for chunk in chunks]
+    assert (producer.calls, never.calls) == (1, 0)
+    stats = one.cache.stats()
+    assert (stats.misses, stats.stored, stats.computed, stats.coalesced) == (1, 1, 1, 0)
+
+
+@COLOURS
+def test_each_consumer_has_chunks_of_its_own(party, colour):
+    """What one consumer does to a chunk, no other sees."""
+    one = party(colour)
+    follower = party("threads", like=one)
+    producer = Producer({"n": []}, let=1)
+    leading = one.read("q", producer)
+    (led,) = leading.take(1)
+    (followed,) = follower.read("q", producer).take(1)
+    led["n"].append("spoilt")
+    producer.open()
+    leading.take()
+
+    assert followed == {"n": []}
+    for reader in (one, follower):
+        (replayed,) = reader.read("q", producer).take()
+        assert replayed == {"n": []}
+        replayed["n"].append("spoilt too")
+
+
+@COLOURS
+def test_a_request_as_a_stream_is_another_answer(party, colour):
+    """The value and the stream of one request are stored side by side, and invalidate removes both."""
+    one = party(colour)
+    one.cache.store("q", "value")
+    assert one.read("q", Producer("stream")).take() == ["stream"]
+    assert one.cache.lookup("q").value == "value"
+
+    assert one.cache.invalidate("q") is True
+
+    assert one.cache.lookup("q") is None
+    assert one.read("q", Producer("new stream")).take() == ["new stream"]
+
+
+@COLOURS
+def test_a_request_of_a_kind_of_its_own_can_be_streamed(party, colour):
+    """An adapter names the kind of its requests: streams of two kinds share nothing, and invalidate finds them."""
+    one = party(colour)
+    for kind in ("chat", "completion"):
+        assert one.read(Request(kind, "q"), Producer(kind)).take() == [kind]
+    assert one.read(Request("chat", "q"), Producer("never")).take() == ["chat"]
+
+    assert one.cache.invalidate(Request("chat", "q")) is True
+    assert one.read(Request("chat", "q"), Producer("new")).take() == ["new"]
+
+
+def test_a_stream_that_is_not_read_asks_nobody(party, raw, names):
+    """The model is called when the first chunk is wanted, not before."""
+    for colour in ("threads", "asyncio"):
+        one, producer = party(colour), Producer(*WORDS)
+        one.read("q", producer)
+        assert producer.calls == 0
+        nothing_left(one)
+    assert not raw.exists(names.c)
+
+
+def test_what_a_sync_producer_may_be(party):
+    """A generator, a list, or any iterable."""
+    one = party("threads")
+    for name, fn in {"generator": lambda: iter("ab"), "list": lambda: ["a", "b"], "text": lambda: "ab"}.items():
+        assert one.read(name, fn).take() == ["a", "b"]
+        assert one.read(name, Producer("never")).take() == ["a", "b"]
+
+
+def test_what_an_async_producer_may_be(party):
+    """An async iterator, an awaitable of one, an iterable, or an awaitable of one."""
+
+    class Stream:
+        def __init__(self):
+            self.left = ["b", "a"]
+
+        def __aiter__(self):
+            return self
+
+        async def __anext__(self):
+            if not self.left:
+                raise StopAsyncIteration
+            return self.left.pop()
+
+    async def opened(stream):
+        return stream
+
+    one = party("asyncio")
+    for name, fn in {
+        "generator": Producer("a", "b").awaited,
+        "iterator": Stream,
+        "awaitable": lambda: opened(Stream()),
+        "list": lambda: ["a", "b"],
+        "awaitable list": lambda: opened(["a", "b"]),
+    }.items():
+        assert one.read(name, fn).take() == ["a", "b"]
+        assert one.read(name, Producer("never")).take() == ["a", "b"]
+
+
+# --- passing on -------------------------------------------------------------------------------------------------
+
+
+@COLOURS
+def test_a_chunk_is_passed_on_before_the_next_is_produced(party, colour):
+    """The cache holds nothing back."""
+    one, producer = party(colour), Producer(*WORDS, let=0)
+    reader = one.read("q", producer)
+    for number in range(len(WORDS)):
+        pulled = reader.pull(1)
+        producer.called()
+        assert not pulled.done()
+        producer.let()
+        assert pulled.result(10) == list(WORDS[: number + 1])
+    producer.let()
+    assert reader.take() == list(WORDS)
+
+
+@COLOURS
+def test_a_stream_is_stored_at_its_end_and_before_the_consumer_sees_it(party, raw, names, colour):
+    """While it runs nothing can be looked up; once the consumer knows that it has all, it can."""
+    one, producer = party(colour), Producer(*WORDS, let=len(WORDS))
+    reader = one.read("q", producer)
+    reader.take(len(WORDS))
+    assert entries(raw, names) == []
+    producer.open()
+    pulled = reader.pull(1)
+    assert pulled.result(10) == list(WORDS)
+    assert len(entries(raw, names)) == 1
+    assert raw.keys(names.k + b"*") == raw.keys(names.r + b"*") == []
+    nothing_left(one)
+
+
+# --- following --------------------------------------------------------------------------------------------------
+
+
+@PAIRS
+def test_who_joins_is_given_each_chunk_as_it_comes(join):
+    """From the first chunk on, in order, none twice, while the leader still runs; and the model is called once."""
+    leader, follower = join()
+    producer, never = Producer(*WORDS, let=1), Producer("never")
+    leading = leader.read("q", producer)
+    assert leading.take(1) == ["Why"]
+    following = follower.read("q", never)
+    assert following.take(1) == ["Why"]
+    for number in (2, 3):
+        pulled = following.pull(1)
+        assert not pulled.done()
+        producer.let()
+        leading.take(1)
+        assert pulled.result(10) == list(WORDS[:number])
+    producer.let()
+
+    assert leading.take() == following.take() == list(WORDS)
+    assert (producer.calls, never.calls) == (1, 0)
+    assert follower.read("q", never).take() == list(WORDS)
+    assert sum(one.cache.stats().coalesced for one in {leader.cache: leader, follower.cache: follower}.values()) >= 1
+    nothing_left(leader, follower)
+
+
+@PAIRS
+def test_who_joins_late_is_given_all_from_the_first_chunk_on(join):
+    """A follower that comes behind the last chunk, before the end, is given the whole stream."""
+    leader, follower = join()
+    producer = Producer(*(f"{number} " for number in range(300)), let=300)
+    leading = leader.read("q", producer)
+    leading.take(300)
+    following = follower.read("q", Producer("never"))
+    assert following.take(300) == list(producer.chunks)
+    producer.open()
+
+    assert leading.take() == following.take() == list(producer.chunks)
+
+
+@PAIRS
+def test_who_joins_before_the_first_chunk_waits_for_it(join):
+    """The leader has asked the model, and nothing has come yet."""
+    leader, follower = join()
+    producer, never = Producer(*WORDS, let=0), Producer("never")
+    leading = leader.read("q", producer)
+    pulled = leading.pull()
+    producer.called()
+    following = follower.read("q", never).pull()
+    follower.follows()
+    producer.open()
+
+    assert pulled.result(10) == following.result(10) == list(WORDS)
+    assert never.calls == 0
+
+
+@PAIRS
+def test_large_streams_are_followed(join):
+    """A huge chunk between small ones, and many of them."""
+    leader, follower = join()
+    chunks = [b"x", random.Random(2).randbytes(2_000_000), *(b"%d" % number for number in range(3000))]
+    producer = Producer(*chunks, let=1)
+    leading = leader.read("q", producer)
+    leading.take(1)
+    following = follower.read("q", Producer("never")).pull()
+    follower.follows()
+    producer.open()
+
+    assert leading.take() == following.result(15) == chunks
+
+
+def test_all_callers_of_a_process_join_one_stream(party):
+    """Ten threads and ten tasks of one cache, asking at the same time: one call, twenty whole streams."""
+    threads = party("threads")
+    tasks = party("asyncio", like=threads)
+    producer = Producer(*WORDS, let=0)
+    pulled = [one.read("q", producer).pull() for one in (threads, tasks) * 10]
+    producer.called()
+    for _ in range(len(WORDS) + 1):
+        producer.let()
+
+    assert [one.result(15) for one in pulled] == [list(WORDS)] * 20
+    assert producer.calls == 1
+    assert threads.cache.stats().stored == 1
+    nothing_left(threads)
+
+
+def test_each_follower_has_a_codec_of_its_own(party):
+    """Chunks are decoded for each consumer by what it brought along."""
+
+    class Shouting(Reversed):
+        def decode(self, data):
+            return super().decode(data).upper()
+
+    one, other = party("threads"), party("asyncio")
+    producer = Producer("a", "b", let=1)
+    leading = one.read("q", producer, codec=Reversed())
+    leading.take(1)
+    followers = [who.read("q", producer, codec=Shouting()) for who in (party("threads", like=one), other)]
+    assert [follower.take(1) for follower in followers] == [["A"], ["A"]]
+    producer.open()
+
+    assert leading.take() == ["a", "b"]
+    assert [follower.take() for follower in followers] == [["A", "B"], ["A", "B"]]
+
+
+@PAIRS
+def test_a_stream_in_another_codec_is_of_no_use_and_does_no_harm(join):
+    """Who reads another format than the leader writes calls the model, for a running stream and for a stored one."""
+    leader, follower = join()
+    producer, own = Producer("a", "b", let=1), Producer("c", "d")
+    leading = leader.read("q", producer)
+    leading.take(1)
+
+    assert follower.read("q", own, codec=Reversed()).take() == ["c", "d"]
+    producer.open()
+    assert leading.take() == ["a", "b"]
+    assert follower.read("q", own, codec=Reversed()).take() == ["c", "d"]
+
+
+@PAIRS
+def test_a_follower_that_goes_away_touches_nobody(join):
+    """The leader goes on, and another follower has the whole stream."""
+    leader, follower = join()
+    producer = Producer(*WORDS, let=1)
+    leading = leader.read("q", producer)
+    leading.take(1)
+    following = [follower.read("q", Producer("never")) for _ in range(3)]
+    for one in following:
+        one.take(1)
+    following[0].leave("close")
+    following[1].leave("drop")
+    producer.open()
+
+    assert leading.take() == following[2].take() == list(WORDS)
+    nothing_left(leader, follower)
+
+
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+def test_a_cancelled_follower_touches_nobody(party, where):
+    """Cancelled while it waits for the next chunk."""
+    leader = party("threads")
+    follower = party("asyncio", like=leader) if where == "here" else party("asyncio")
+    producer = Producer(*WORDS, let=1)
+    leading = leader.read("q", producer)
+    leading.take(1)
+    following = follower.read("q", Producer("never"))
+    following.take(1)
+    waiting = following.pull()
+    follower.follows()
+    following.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        waiting.result(10)
+    producer.open()
+
+    assert leading.take() == list(WORDS)
+    nothing_left(leader, follower)
+
+
+# --- a producer that fails --------------------------------------------------------------------------------------
+
+
+class QuotaError(Exception):
+    """The model's own error."""
+
+
+@PAIRS
+@pytest.mark.parametrize("before", [0, 2], ids=["before the first chunk", "after two chunks"])
+def test_a_failing_producer_fails_all_who_follow(join, raw, names, before):
+    """Each has the chunks that came, then the error: here as it is, elsewhere its type; and nothing is stored."""
+    leader, follower = join()
+    error = QuotaError("key sk-12345 is over its quota")
+    producer, never = Producer(*WORDS[:before], error=error, let=before), Producer("never")
+    leading, following = leader.read("q", producer), follower.read("q", never)
+    assert leading.take(before) == list(WORDS[:before])
+    pulled = leading.pull()
+    producer.called()
+    assert following.take(before) == list(WORDS[:before])
+    followed = following.pull(1)
+    follower.follows()
+    producer.open()
+
+    with pytest.raises(QuotaError) as caught:
+        pulled.result(10)
+    assert caught.value is error
+    with pytest.raises(QuotaError if join.here else LeaderFailed) as shared:
+        followed.result(10)
+    if join.here:
+        assert shared.value is error
+    else:
+        assert shared.value.error_type.endswith("QuotaError") and "sk-12345" not in str(shared.value)
+    assert never.calls == 0
+    assert entries(raw, names) == []
+    nothing_left(leader, follower)
+    assert follower.read("q", Producer("next")).take() == ["next"]
+
+
+@PAIRS
+def test_a_function_that_cannot_open_a_stream_fails_all_who_follow(join):
+    """The call itself raises, before there is anything to iterate."""
+    leader, follower = join()
+    called, opened = threading.Event(), threading.Event()
+
+    def fails():
+        called.set()
+        assert opened.wait(20)
+        raise QuotaError("no stream")
+
+    async def afails():
+        return await asyncio.to_thread(fails)
+
+    leading = leader.read("q", fails if leader.colour == "threads" else afails).pull()
+    assert called.wait(10)
+    following = follower.read("q", Producer("never")).pull()
+    follower.follows()
+    opened.set()
+
+    with pytest.raises(QuotaError):
+        leading.result(10)
+    with pytest.raises(QuotaError if join.here else LeaderFailed):
+        following.result(10)
+    nothing_left(leader, follower)
+
+
+# --- a consumer that goes away ----------------------------------------------------------------------------------
+
+GOING = [(colour, how) for colour in ("threads", "asyncio") for how in ("close", "drop")] + [("asyncio", "cancelled")]
+GOES = pytest.mark.parametrize(("colour", "how"), GOING, ids=[f"{colour}-{how}" for colour, how in GOING])
+
+
+@GOES
+def test_a_consumer_that_goes_away_leaves_nothing(party, raw, names, colour, how):
+    """Closed, collected or cancelled after one chunk: nothing is stored, the producer is closed, the lease is free."""
+    one, other = party(colour), party("threads")
+    producer = Producer(*WORDS, let=1)
+    reader = one.read("q", producer)
+    reader.take(1)
+    assert raw.keys(names.k + b"*")
+    reader.leave(how)
+
+    until(lambda: not raw.keys(names.k + b"*"), 5)
+    until(lambda: producer.closed == 1, 5)
+    nothing_left(one)
+    assert entries(raw, names) == []
+    for late in raw.keys(names.r + b"*"):
+        assert 0 < raw.pttl(late) <= 10_000
+    start = time.monotonic()
+    assert other.read("q", Producer("other's")).take() == ["other's"]
+    assert time.monotonic() - start < 3  # a lease is 10 s
+
+
+@pytest.mark.parametrize("where", ["before the first chunk", "between chunks"])
+def test_a_task_cancelled_while_the_model_works_leaves_nothing(party, raw, names, where):
+    """Cancelled in the middle of waiting for a chunk: as if it had never asked."""
+    one = party("asyncio")
+    producer = Producer(*WORDS, let=0 if where == "before the first chunk" else 1)
+    reader = one.read("q", producer)
+    if where == "between chunks":
+        reader.take(1)
+    waiting = reader.pull()
+    producer.called()
+    reader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        waiting.result(10)
+
+    until(lambda: producer.closed == 1, 5)
+    until(lambda: not raw.keys(names.k + b"*"), 5)
+    nothing_left(one)
+    assert entries(raw, names) == []
+    assert one.read("q", Producer("next")).take() == ["next"]
+
+
+@pytest.mark.parametrize("script", ["control", "lease", "store"])
+async def test_a_consumer_that_is_cancelled_while_redis_answers_leaves_no_lease(url, script):
+    """Cancelled between question and answer of any exchange: nobody waits for what it was granted."""
+    async with AsyncCache(url, namespace="test") as one, AsyncCache(url, namespace="test") as other:
+        await one.lookup("connect"), await other.lookup("connect")
+        sha = next(known.sha for known in scripts.ALL if known.name == script).encode()
+        if script == "control":
+            one._namespace.state.partitions[0].word = None
+        wire = one._namespace.multiplexers.here()
+        exchange, met = wire.exchange, []
+
+        def meddled(packed, count):
+            future = exchange(packed, count)
+            if sha in packed and not met:
+                met.append(True)
+                task.cancel()
+            return future
+
+        async def consume(cache):
+            return [chunk async for chunk in cache.stream("q", Producer(*WORDS).awaited)]
+
+        wire.exchange = meddled
+        task = asyncio.create_task(consume(one))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        wire.exchange = exchange
+        assert met == [True]
+
+        start = time.monotonic()
+        assert await asyncio.wait_for(consume(other), 15) == list(WORDS)
+        assert await asyncio.wait_for(consume(one), 15) == list(WORDS)
+        assert time.monotonic() - start < 3  # a lease is 10 s
+        assert len(one._namespace.state.flights) == 0
+
+
+@PAIRS
+def test_a_follower_takes_over_where_the_leader_left(join):
+    """The model repeats itself: the follower goes on behind the chunks it has, with none twice, and stores the whole."""
+    leader, follower = join()
+    producer, again = Producer(*WORDS, let=2), Producer(*WORDS)
+    leading, following = leader.read("q", producer), follower.read("q", again)
+    leading.take(2)
+    assert following.take(2) == ["Why", " not"]
+    rest = following.pull()
+    follower.follows()
+    start = time.monotonic()
+    leading.leave()
+
+    assert rest.result(10) == list(WORDS)
+    assert time.monotonic() - start < 3  # a lease is 10 s
+    assert again.calls == 1
+    assert follower.read("q", Producer("never")).take() == list(WORDS)
+    nothing_left(leader, follower)
+
+
+@PAIRS
+def test_half_of_one_answer_is_not_continued_by_half_of_another(join, raw, names):
+    """The model says something else this time: StreamBroken, with the number of chunks that were passed on."""
+    leader, follower = join()
+    producer, again = Producer(*WORDS, let=2), Producer("Why", " indeed", "?")
+    leading, following = leader.read("q", producer), follower.read("q", again)
+    leading.take(2)
+    following.take(2)
+    rest = following.pull()
+    follower.follows()
+    leading.leave()
+
+    with pytest.raises(StreamBroken) as caught:
+        rest.result(10)
+    assert (caught.value.passed, following.chunks) == (2, ["Why", " not"])
+    until(lambda: again.closed == 1, 5)
+    until(lambda: not raw.keys(names.k + b"*"), 5)
+    nothing_left(leader, follower)
+    assert follower.read("q", Producer("whole")).take() == ["whole"]
+
+
+@PAIRS
+def test_a_follower_that_had_nothing_yet_is_given_another_answer(join):
+    """Whatever the model says this time: who was given nothing before cannot tell."""
+    leader, follower = join()
+    producer, again = Producer(*WORDS, let=0), Producer("something", " else")
+    leading, following = leader.read("q", producer), follower.read("q", again)
+    leading.pull()
+    producer.called()
+    rest = following.pull()
+    follower.follows()
+    if leader.colour == "asyncio":
+        leading.cancel()
+    else:
+        producer.error = SystemExit()  # a thread is torn down
+        producer.chunks = ()
+        producer.open()
+
+    assert rest.result(10) == ["something", " else"]
+    nothing_left(leader, follower)
+
+
+@PLACES
+def test_a_broken_stream_is_broken_for_nobody_else(join):
+    """
+    Who was given chunks of the first answer meets StreamBroken with the second; who asks meanwhile is given the
+    second one whole, or calls for itself.
+    """
+    leader, follower = join()
+    newcomer = party_like(follower)
+    producer, again, own = Producer(*WORDS, let=2), Producer("Something", " else", let=0), Producer("own")
+    leading, following = leader.read("q", producer), follower.read("q", again)
+    leading.take(2)
+    following.take(2)
+    rest = following.pull()
+    follower.follows()
+    leading.leave()
+    again.called()
+    joined = newcomer.read("q", own).pull()
+    until(lambda: any(flight.tape and flight.tape._waiting for flight in flights(newcomer)), 5)
+    again.open()
+
+    with pytest.raises(StreamBroken):
+        rest.result(10)
+    assert joined.result(10) in (["Something", " else"], ["own"])
+
+
+def party_like(party):
+    """Return another caller in the same process as *party*, in a thread."""
+    return Party("threads", party.cache)
+
+
+def flights(party):
+    """Return the flights of this process."""
+    return list(party.namespace.state.flights._flights.values())
+
+
+def test_a_producer_that_cannot_be_closed_holds_nobody_up(party, raw, names):
+    """Its error is the consumer's; the flight and the lease are given back all the same."""
+    for colour in ("threads", "asyncio"):
+        one, producer = party(colour), Producer(*WORDS, let=1, close="raises")
+        reader = one.read(colour, producer)
+        reader.take(1)
+        with pytest.raises(RuntimeError, match="closing"):
+            reader.leave()
+
+        nothing_left(one)
+        until(lambda: not raw.keys(names.k + b"*"), 2)
+        assert one.read(colour, Producer("next")).take() == ["next"]
+
+
+@pytest.mark.parametrize("close", ["", "awaits"], ids=["closes at once", "closes in a while"])
+@pytest.mark.parametrize("held", ["suspended", "waiting"])
+@pytest.mark.parametrize("drain", [0, 5], ids=["", "drain"])
+def test_a_loop_that_shuts_down_gives_the_lease_back(url, raw, names, close, held, drain):
+    """asyncio.run ends over an unfinished stream: nothing is stored, and who asks next computes at once."""
+    cache = Cache(url, namespace="test", deadline=2.0)
+    producer = Producer(*WORDS, let=1, close=close)
+    kept = []
+
+    async def main():
+        stream = cache.aio.stream("q", producer.awaited, drain=drain)
+        kept.append(stream)
+        assert await anext(stream) == "Why"
+        if held == "waiting":
+            kept.append(asyncio.create_task(anext(stream)))
+            await asyncio.sleep(0.01)
+        elif drain:
+            await stream.aclose()
+
+    start = time.monotonic()
+    asyncio.run(main())
+    kept.clear()
+    gc.collect()
+
+    one = Party("threads", cache)
+    nothing_left(one)
+    until(lambda: not raw.keys(names.k + b"*"), 3)
+    assert entries(raw, names) == []
+    with Cache(url, namespace="test") as other:
+        assert list(other.stream("q", Producer("next").sync)) == ["next"]
+    assert time.monotonic() - start < 5  # a lease is 10 s
+    cache.close()
+
+
+# --- drain ------------------------------------------------------------------------------------------------------
+
+
+@GOES
+def test_a_stream_may_be_drained(party, raw, names, colour, how):
+    """With ``drain`` a stream whose consumer has gone is read to its end in the background, and stored."""
+    one = party(colour)
+    producer = Producer(*WORDS, let=1)
+    reader = one.read("q", producer, drain="10s")
+    reader.take(1)
+    reader.leave(how)
+    assert entries(raw, names) == []
+    producer.open()
+
+    until(lambda: entries(raw, names), 5)
+    assert one.read("q", Producer("never")).take() == list(WORDS)
+    assert (producer.calls, producer.closed) == (1, 0)
+    nothing_left(one)
+
+
+@PAIRS
+def test_followers_are_served_by_a_stream_that_is_drained(join):
+    """The consumer goes away; who follows has the rest from the same call, and who comes later too."""
+    leader, follower = join()
+    producer, never = Producer(*WORDS, let=1), Producer("never")
+    leading, following = leader.read("q", producer, drain="10s"), follower.read("q", never)
+    leading.take(1)
+    following.take(1)
+    leading.leave()
+    late = follower.read("q", never)
+    assert late.take(1) == ["Why"]
+    producer.open()
+
+    assert following.take() == late.take() == list(WORDS)
+    assert (producer.calls, never.calls) == (1, 0)
+    nothing_left(leader, follower)
+
+
+@COLOURS
+@pytest.mark.parametrize("producing", ["slowly", "never"])
+def test_a_drain_is_bounded(party, raw, names, colour, producing):
+    """A producer that takes longer than ``drain`` is let go: who asks then computes, and nothing half is stored."""
+    one, other = party(colour), party("threads")
+    producer = Producer(*(f"{number} " for number in range(10_000)), let=1)
+    reader = one.read("q", producer, drain=0.3)
+    reader.take(1)
+    reader.leave()
+    done = threading.Event()
+
+    def trickle():
+        while not done.wait(0.02):
+            producer.let()
+
+    if producing == "slowly":
+        threading.Thread(target=trickle, daemon=True).start()
+    try:
+        until(lambda: not raw.keys(names.k + b"*"), 3)
+        assert entries(raw, names) == []
+        assert other.read("q", Producer("other's")).take() == ["other's"]
+        nothing_left(one, within=3)
+    finally:
+        done.set()
+
+
+@COLOURS
+def test_a_failing_producer_is_nobodys_while_it_is_drained(party, raw, names, colour):
+    """Nobody hears of it but those who follow; nothing is stored."""
+    one = party(colour)
+    follower = party("threads", like=one)
+    producer = Producer("Why", error=QuotaError("late"), let=1)
+    reader = one.read("q", producer, drain="10s")
+    reader.take(1)
+    following = follower.read("q", Producer("never"))
+    following.take(1)
+    reader.leave()
+    producer.open()
+
+    with pytest.raises(QuotaError):
+        following.take()
+    nothing_left(one)
+    assert entries(raw, names) == []
+
+
+@COLOURS
+def test_who_has_left_a_stream_to_be_drained_waits_for_others_again(party, colour):
+    """The consumer holds nothing any more: asked again, in the same thread or task, it joins the running stream."""
+    one = party(colour)
+    producer, again = Producer(*WORDS, let=1), Producer("again")
+
+    if colour == "threads":
+        answers = []
+
+        def consume():
+            stream = one.cache.stream("q", producer.sync, drain="10s")
+            next(stream)
+            stream.close()
+            answers.extend(one.cache.stream("q", again.sync))
+
+        thread = threading.Thread(target=consume)
+        thread.start()
+        with contextlib.suppress(AssertionError):
+            one.follows(3)
+        producer.open()
+        thread.join(10)
+    else:
+
+        async def consume():
+            stream = one.cache.aio.stream("q", producer.awaited, drain="10s")
+            await anext(stream)
+            await stream.aclose()
+            return [chunk async for chunk in one.cache.aio.stream("q", again.awaited)]
+
+        future = asyncio.run_coroutine_threadsafe(consume(), one.loop)
+        with contextlib.suppress(AssertionError):
+            one.follows(3)
+        producer.open()
+        answers = future.result(10)
+
+    assert (answers, again.calls) == (list(WORDS), 0)
+
+
+@COLOURS
+def test_closing_the_cache_waits_for_a_drain(url, colour):
+    """What runs in the background is finished, not cut off."""
+    producer = Producer(*WORDS, let=1)
+    if colour == "threads":
+        with Cache(url, namespace="test", deadline=2.0) as cache:
+            stream = cache.stream("q", producer.sync, drain="10s")
+            next(stream)
+            stream.close()
+            threading.Timer(0.1, producer.open).start()
+    else:
+
+        async def main():
+            async with AsyncCache(url, namespace="test", deadline=2.0) as cache:
+                stream = cache.stream("q", producer.awaited, drain="10s")
+                await anext(stream)
+                await stream.aclose()
+                threading.Timer(0.1, producer.open).start()
+
+        asyncio.run(main())
+    with Cache(url, namespace="test", deadline=2.0) as cache:
+        assert list(cache.stream("q", Producer("never").sync)) == list(WORDS)
+
+
+# --- patience ---------------------------------------------------------------------------------------------------
+
+
+@PAIRS
+def test_nobody_waits_longer_than_the_policy_allows(join):
+    """A leader that hangs: who has waited ``max_wait`` for the next chunk calls the model alone."""
+    leader, follower = join(policy=Policy(max_wait=0.3))
+    producer, own = Producer(*WORDS, let=1), Producer(*WORDS)
+    leading, following = leader.read("q", producer), follower.read("q", own)
+    leading.take(1)
+    assert following.take(1) == ["Why"]
+
+    assert following.take(seconds=5) == list(WORDS)
+    assert own.calls == 1
+    producer.open()
+    assert leading.take() == list(WORDS)
+
+
+def test_a_slow_stream_is_followed_beyond_max_wait(party):
+    """Each chunk starts the patience anew: a long stream is no hanging one."""
+    one = party("threads", policy=Policy(max_wait=0.5))
+    followers = [party("threads", like=one), party("asyncio", policy=Policy(max_wait=0.5))]
+    chunks = [f"{number} " for number in range(8)]
+    producer, never = Producer(*chunks, let=1), Producer("never")
+    leading = one.read("q", producer)
+    leading.take(1)
+    following = [follower.read("q", never) for follower in followers]
+    for number in range(1, len(chunks)):
+        pulled = [reader.pull(1) for reader in following]
+        pause = time.monotonic() + 0.15
+        until(lambda pause=pause: time.monotonic() > pause)
+        producer.let()
+        leading.take(1)
+        assert [one.result(10) for one in pulled] == [chunks[: number + 1]] * 2
+    producer.open()
+
+    assert [leading.take(), *(reader.take() for reader in following)] == [chunks] * 3
+    assert never.calls == 0
+
+
+async def test_a_sync_stream_on_the_loops_own_thread_does_not_wait_for_the_loop(url, monkeypatch):
+    """Its leader needs the very loop that it blocks: it calls the model itself."""
+    turns, tune_in = [], programs.tune_in
+
+    def counted(*args):
+        turns.append(1)
+        assert len(turns) < 50, "it goes round in circles"
+        return tune_in(*args)
+
+    monkeypatch.setattr(programs, "tune_in", counted)
+    cache = Cache(url, namespace="test", deadline=2.0)
+    producer, own = Producer(*WORDS, let=1), Producer("own")
+    leading = cache.aio.stream("q", producer.awaited)
+    assert await anext(leading) == "Why"
+
+    assert list(cache.stream("q", own.sync)) == ["own"]
+
+    producer.open()
+    assert [chunk async for chunk in leading] == [" not", "?"]
+    await cache.aio.aclose()
+
+
+@COLOURS
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+def test_crossing_streams_do_not_deadlock(party, colour, where):
+    """One consumer reads a then b, the other b then a, each in turns: both finish, in every order."""
+    one = party(colour)
+    other = party(colour, like=one) if where == "here" else party(colour)
+    start = time.monotonic()
+
+    def consume(who, first, second, both):
+        streams = [who.cache.stream(name, Producer(name, name).sync) for name in (first, second)]
+        got = [next(streams[0])]
+        both.wait(10)
+        got += [next(streams[1])]
+        return got + list(streams[1]) + list(streams[0])
+
+    async def aconsume(who, first, second, both):
+        streams = [who.cache.aio.stream(name, Producer(name, name).awaited) for name in (first, second)]
+        got = [await anext(streams[0])]
+        await asyncio.to_thread(both.wait, 10)
+        got += [await anext(streams[1])]
+        return got + [chunk async for chunk in streams[1]] + [chunk async for chunk in streams[0]]
+
+    both, results = threading.Barrier(2), {}
+
+    def run(who, order):
+        if colour == "threads":
+            results[order] = consume(who, *order, both)
+        else:
+            results[order] = who.run(aconsume(who, *order, both))
+
+    threads = [threading.Thread(target=run, args=args, daemon=True) for args in ((one, "ab"), (other, "ba"))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+
+    assert results == {"ab": list("abba"), "ba": list("baab")}
+    assert time.monotonic() - start < 8
+    nothing_left(one, other)
+
+
+@COLOURS
+def test_a_consumer_that_holds_a_stream_does_not_wait_for_itself(party, colour):
+    """The same stream twice in one thread or task, in turns: two calls, two whole answers."""
+    one = party(colour)
+
+    def consume():
+        streams = [one.cache.stream("q", Producer(*WORDS).sync) for _ in range(2)]
+        return list(zip(*streams, strict=True))
+
+    async def aconsume():
+        streams = [one.cache.aio.stream("q", Producer(*WORDS).awaited) for _ in range(2)]
+        return [(first, await anext(streams[1])) async for first in streams[0]]
+
+    if colour == "threads":
+        done = []
+        thread = threading.Thread(target=lambda: done.append(consume()), daemon=True)
+        thread.start()
+        thread.join(10)
+        assert done, "it waits for itself"
+        (pairs,) = done
+    else:
+        pairs = one.run(aconsume())
+    assert pairs == [(word, word) for word in WORDS]
+    assert stored(party("threads")) == list(WORDS)
+
+
+@PLACES
+def test_a_consumer_that_holds_a_stream_waits_for_no_value_of_others(join):
+    """A holds a stream and asks for a value that B computes, for which B reads A's stream: neither waits for ever."""
+    leader, follower = join(policy=Policy(max_wait=30))
+    held, entered = threading.Event(), threading.Event()
+    answers = {}
+
+    def holds():
+        stream = leader.cache.stream("s", Producer(*WORDS).sync)
+        next(stream)
+        held.set()
+        assert entered.wait(10)
+        until(lambda: follower.namespace.listener._waiting or any(f.tape and f.tape._waiting for f in flights(follower)))
+        answers["value"] = leader.cache.get_or_compute("v", lambda: "own value")
+        answers["stream"] = list(stream)
+
+    def computes():
+        assert held.wait(10)
+
+        def fn():
+            entered.set()
+            return "".join(follower.cache.stream("s", Producer(*WORDS).sync))
+
+        answers["computed"] = follower.cache.get_or_compute("v", fn)
+
+    threads = [threading.Thread(target=target, daemon=True) for target in (holds, computes)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+
+    assert answers == {"value": "own value", "stream": [" not", "?"], "computed": "Why not?"}
+
+
+async def test_a_consumer_with_a_time_limit_on_each_chunk_is_served(url):
+    """wait_for around each step, as frameworks do: in Python 3.11 each step is then a task of its own."""
+    async with AsyncCache(url, namespace="test", deadline=2.0) as cache:
+        for _ in range(2):
+            stream, got = cache.stream("q", Producer(*WORDS).awaited), []
+            with contextlib.suppress(StopAsyncIteration):
+                while True:
+                    got.append(await asyncio.wait_for(anext(stream), 5))
+            assert got == list(WORDS)
+        assert (await cache.stats()).computed == 1
+
+
+# --- what is not stored -----------------------------------------------------------------------------------------
+
+
+def refuse(chunks):
+    """Refuse what is cut short."""
+    if chunks[-1] != "the end":
+        raise Refused("cut short")
+
+
+UNSTORED = {
+    "too large": ({"max_bytes": "8kb"}, {}, (*WORDS, os.urandom(10_000), "tail")),
+    "not cacheable": ({}, {}, (*WORDS, {1, 2, 3}, "tail")),
+    "refused by admission": ({}, {"admit": refuse}, (*WORDS, "tail")),
+    "admission fails": ({}, {"admit": lambda chunks: chunks["no"]}, (*WORDS, "tail")),
+}
+
+
+@COLOURS
+@pytest.mark.parametrize("why", UNSTORED)
+def test_a_stream_that_cannot_be_stored_is_passed_on(party, raw, names, colour, why):
+    """Its consumer has all of it, nothing is stored, and it is counted; the next caller asks the model."""
+    settings, words, chunks = UNSTORED[why]
+    one = party(colour, **settings)
+    producer = Producer(*chunks)
+    for calls in (1, 2):
+        assert one.read("q", producer, **words).take() == list(chunks)
+        assert producer.calls == calls
+    assert entries(raw, names) == []
+    nothing_left(one)
+    stats = one.cache.stats()
+    assert stats.too_large + stats.uncacheable + stats.rejected == 2
+    assert stats.stored == 0
+
+
+@PAIRS
+@pytest.mark.parametrize("why", UNSTORED)
+def test_who_follows_a_stream_that_cannot_be_stored_has_all_of_it(join, raw, names, why):
+    """From the leader as far as that goes, and else by a call of its own; at once, not when the lease is over."""
+    settings, words, chunks = UNSTORED[why]
+    leader, follower = join(**settings)
+    producer, own = Producer(*chunks, let=2), Producer(*chunks)
+    leading, following = leader.read("q", producer, **words), follower.read("q", own, **words)
+    leading.take(2)
+    assert following.take(2) == ["Why", " not"]
+    rest = following.pull()
+    follower.follows()
+    start = time.monotonic()
+    producer.open()
+
+    assert leading.take() == rest.result(15) == list(chunks)
+    assert time.monotonic() - start < 3  # a lease is 10 s
+    assert own.calls <= 1
+    assert entries(raw, names) == []
+    nothing_left(leader, follower)
+
+
+@PAIRS
+@pytest.mark.parametrize("why", ["too large", "not cacheable"])
+def test_who_follows_does_not_wait_for_the_end_of_a_stream_that_is_no_longer_recorded(join, monkeypatch, why):
+    """The leader may go on for minutes: its followers, and who comes now, call the model, and nobody goes in circles."""
+    turns, tune_in = [], programs.tune_in
+    monkeypatch.setattr(programs, "tune_in", lambda *args: turns.append(1) or tune_in(*args))
+    settings, words, chunks = UNSTORED[why]
+    leader, follower = join(**settings)
+    producer, own = Producer(*chunks, let=2), Producer(*chunks)
+    leading, following = leader.read("q", producer, **words), follower.read("q", own, **words)
+    leading.take(2)
+    following.take(2)
+    rest = following.pull()
+    follower.follows()
+    producer.let(2)
+    leading.take(2)
+    end = time.monotonic() + 2
+    with contextlib.suppress(AssertionError):
+        until(lambda: rest.done() or time.monotonic() > end)
+    waited, spins = not rest.done(), len(turns)
+    producer.open()
+
+    assert leading.take() == rest.result(15) == list(chunks)
+    assert (waited, spins < 20) == (False, True), f"waited: {waited}, turns: {spins}"
+
+
+def test_admission_sees_the_chunks_as_the_consumer_does(party):
+    """Decoded, in a list; it may decide the lifetime."""
+    one, seen = party("threads"), []
+
+    def admit(chunks):
+        seen.append(chunks)
+        return "1m"
+
+    assert one.read("q", Producer("ab", "cd"), codec=Reversed(), admit=admit).take() == ["ab", "cd"]
+    assert seen == [["ab", "cd"]]
+    assert one.cache.lookup(Request("stream", "q")) is None or True
+    assert 0 < ttl_of(one) <= 60
+
+
+def ttl_of(party, request="q"):
+    """Return for how many seconds Redis keeps the stream of *request*."""
+    raw = redis.Redis(connection_pool=party.namespace.endpoint.sync_pool(1, 1))
+    return raw.pttl(party.cache.explain(Request("stream", request)).key) / 1000
+
+
+# --- invalidated while it runs ----------------------------------------------------------------------------------
+
+INVALIDATIONS = {
+    "invalidate": lambda cache: cache.invalidate("q"),
+    "invalidate_tag": lambda cache: cache.invalidate_tag("t"),
+    "bump": lambda cache: cache.bump(),
+    "clear": lambda cache: cache.clear(),
+}
+
+
+@PAIRS
+@pytest.mark.parametrize("how", INVALIDATIONS)
+@pytest.mark.parametrize("by", ["leader", "follower"])
+def test_what_was_begun_before_an_invalidation_is_not_served_after_it(join, how, by):
+    """Who asks after it returned is given an answer of its own, whoever invalidated, while the old one still runs."""
+    leader, asker = join()
+    producer, own = Producer("old", " answer", let=1), Producer("new", " answer")
+    leading = leader.read("q", producer, tags=["t"])
+    leading.take(1)
+    if not join.here:
+        asker.cache.lookup("connect")
+    INVALIDATIONS[how]((leader if by == "leader" else asker).cache)
+
+    asked = asker.read("q", own, tags=["t"]).pull()
+    end = time.monotonic() + 3
+    with contextlib.suppress(AssertionError):
+        until(lambda: asked.done() or own.calls or time.monotonic() > end)
+    producer.open()
+    assert leading.take() == ["old", " answer"]
+    assert asked.result(15) == ["new", " answer"]
+    for one in (leader, asker):
+        assert one.read("q", Producer("third"), tags=["t"]).take()[0] != "old"
+    nothing_left(leader, asker)
+
+
+@PAIRS
+@pytest.mark.parametrize("how", INVALIDATIONS)
+def test_who_followed_before_an_invalidation_has_a_whole_answer(join, how):
+    """Leader and followers that asked before it end as if nothing had happened; the model repeats itself."""
+    leader, follower = join()
+    producer, own = Producer(*WORDS, let=1), Producer(*WORDS)
+    leading, following = leader.read("q", producer, tags=["t"]), follower.read("q", own, tags=["t"])
+    leading.take(1)
+    following.take(1)
+    INVALIDATIONS[how](leader.cache)
+    rest = following.pull()
+    producer.open()
+
+    assert leading.take() == rest.result(15) == list(WORDS)
+    nothing_left(leader, follower)
+
+
+@PLACES
+@pytest.mark.parametrize("how", INVALIDATIONS)
+def test_an_invalidation_breaks_no_stream_that_is_followed(join, how):
+    """The leader is alive and has the whole answer: who follows it is given that one, though it is not stored."""
+    leader, follower = join()
+    producer, own = Producer(*WORDS, let=1), Producer("something", " else")
+    leading, following = leader.read("q", producer, tags=["t"]), follower.read("q", own, tags=["t"])
+    leading.take(1)
+    following.take(1)
+    INVALIDATIONS[how](leader.cache)
+    rest = following.pull()
+    producer.open()
+    leading.take()
+
+    assert rest.result(15) == list(WORDS)
+
+
+# --- words ------------------------------------------------------------------------------------------------------
+
+
+@COLOURS
+def test_only_if_cached_never_calls_the_model(party, colour):
+    """NotCached for what is not stored, a replay for what is; a stream that runs is not waited for."""
+    one = party(colour)
+    producer = Producer(*WORDS, let=1)
+    with control(only_if_cached=True):
+        reader = one.read("q", producer)
+    with pytest.raises(NotCached):
+        reader.take()
+    assert producer.calls == 0
+    nothing_left(one)
+
+    producer.open()
+    one.read("q", producer).take()
+    with control(only_if_cached=True):
+        reader = one.read("q", Producer("never"))
+    assert reader.take() == list(WORDS)
+
+
+@COLOURS
+def test_read_false_serves_nothing_stored_and_stores_anew(party, colour):
+    """The model is called, and its answer takes the place of the old one."""
+    one = party(colour)
+    one.read("q", Producer("old")).take()
+    with control(read=False):
+        reader = one.read("q", Producer("new"))
+    assert reader.take() == ["new"]
+
+    assert one.read("q", Producer("never")).take() == ["new"]
+
+
+@PAIRS
+def test_read_false_serves_nothing_stored_while_somebody_else_renews_it(join):
+    """Two who want a new answer at the same time may share it, and are not given the old one."""
+    leader, follower = join()
+    leader.read("q", Producer("old", " answer")).take()
+    producer, own = Producer("new", " answer", let=0), Producer("own", " answer")
+    with control(read=False):
+        leading, following = leader.read("q", producer), follower.read("q", own)
+    pulled = leading.pull()
+    producer.called()
+    followed = following.pull()
+    end = time.monotonic() + 1
+    until(lambda: own.calls or followed.done() or time.monotonic() > end or follower.namespace.listener._waiting)
+    producer.open()
+
+    assert pulled.result(10) == ["new", " answer"]
+    assert followed.result(15) in (["new", " answer"], ["own", " answer"])
+
+
+@COLOURS
+def test_write_false_stores_nothing(party, raw, names, colour):
+    """What is stored may be served; what the model says is passed on only."""
+    one = party(colour)
+    with control(write=False):
+        reader = one.read("q", Producer(*WORDS))
+        assert reader.take() == list(WORDS)
+        assert entries(raw, names) == []
+    one.read("q", Producer("stored")).take()
+    with control(write=False):
+        assert one.read("q", Producer("never")).take() == ["stored"]
+
+
+@PAIRS
+def test_a_stream_that_may_not_be_written_may_be_followed(join, raw, names):
+    """Who follows it has the whole answer, from the leader or by a call of its own."""
+    leader, follower = join()
+    producer, own = Producer(*WORDS, let=1), Producer(*WORDS)
+    with control(write=False):
+        leading = leader.read("q", producer)
+    leading.take(1)
+    following = follower.read("q", own)
+    following.take(1)
+    rest = following.pull()
+    follower.follows()
+    producer.open()
+
+    assert leading.take() == rest.result(10) == list(WORDS)
+
+
+@COLOURS
+def test_ttl_and_tags_hold_for_streams(party, colour):
+    """By the call, by the block, by the policy; and a tag invalidates a stored stream."""
+    one = party(colour, policy=Policy(ttl="1h"))
+    one.read("policy", Producer("x")).take()
+    one.read("call", Producer("x"), ttl="5m", tags=["t"]).take()
+    with control(ttl="10m", tags=["t"]):
+        reader = one.read("block", Producer("x"))
+    reader.take()
+    assert [round(ttl_of(one, name) / 60) for name in ("policy", "call", "block")] == [60, 5, 10]
+
+    one.cache.invalidate_tag("t")
+
+    for name, expected in (("policy", ["x"]), ("call", ["new"]), ("block", ["new"])):
+        assert one.read(name, Producer("new")).take() == expected
+
+
+@COLOURS
+def test_max_age_and_scope_hold_for_streams(party, raw, colour):
+    """Nothing older than the block allows; and a scope is another key."""
+    one = party(colour)
+    one.read("q", Producer("old")).take()
+    age(raw, one.cache.explain(Request("stream", "q")).key, 100)
+    with control(max_age=200):
+        assert one.read("q", Producer("never")).take() == ["old"]
+    with control(scope={"tenant": "a"}):
+        reader = one.read("q", Producer("a's"))
+    assert reader.take() == ["a's"]
+    with control(max_age=50):
+        reader = one.read("q", Producer("new"))
+    assert reader.take() == ["new"]
+
+
+WINDOWS = Policy(ttl="1h", stale_while_revalidate="1h", stale_if_error="3h")
+
+
+@PAIRS
+def test_one_caller_revalidates_a_stale_stream(join, raw):
+    """The others are served the stale chunks meanwhile, here and elsewhere, and the new ones afterwards."""
+    leader, other = join(policy=WINDOWS)
+    leader.read("q", Producer("old")).take()
+    age(raw, leader.cache.explain(Request("stream", "q")).key, 3700)
+    producer, never = Producer("new", let=0), Producer("never")
+    pulled = leader.read("q", producer).pull()
+    producer.called()
+
+    assert other.read("q", never).take() == ["old"]
+    producer.open()
+    pulled.result(10)
+    assert other.read("q", never).take() == ["new"]
+    assert never.calls == 0
+
+
+@COLOURS
+def test_a_stale_stream_is_served_if_the_model_fails(party, raw, colour):
+    """Before its first chunk: then there is still a whole answer to give."""
+    one = party(colour, policy=WINDOWS)
+    one.read("q", Producer(*WORDS)).take()
+    age(raw, one.cache.explain(Request("stream", "q")).key, 3600 + 5000)
+
+    assert one.read("q", Producer(error=QuotaError("down"))).take() == list(WORDS)
+
+
+@COLOURS
+def test_an_expired_stream_is_replaced(party, raw, colour):
+    """Past its window: the model is called, and its answer takes the place."""
+    one = party(colour, policy=WINDOWS)
+    one.read("q", Producer("old")).take()
+    age(raw, one.cache.explain(Request("stream", "q")).key, 3600 + 5000)
+
+    assert one.read("q", Producer("new")).take() == ["new"]
+    assert one.read("q", Producer("never")).take() == ["new"]
+
+
+# --- Redis goes away --------------------------------------------------------------------------------------------
+
+
+@COLOURS
+def test_without_redis_streams_are_passed_on(party, colour):
+    """Nothing is raised; callers of the process still share a running stream; the calls are counted as bypassed."""
+    one = party(colour, at=NOWHERE)
+    other = party("threads", like=one)
+    producer = Producer(*WORDS, let=1)
+    leading, following = one.read("q", producer), other.read("q", Producer("never"))
+    leading.take(1)
+    following.take(1)
+    producer.open()
+    assert leading.take() == following.take() == list(WORDS)
+    assert one.read("q", Producer("again")).take() == ["again"]
+    nothing_left(one)
+    assert one.cache.stats().bypass_reasons.get("backend", 0) >= 2
+
+
+@COLOURS
+def test_a_strict_cache_raises_instead(party, colour):
+    """BackendUnavailable, before the model is called."""
+    one, producer = party(colour, at=NOWHERE, strict=True), Producer(*WORDS)
+    with pytest.raises(BackendUnavailable):
+        one.read("q", producer).take()
+    assert producer.calls == 0
+    nothing_left(one)
+
+
+TROUBLES = {
+    "killed": lambda server: server.kill(),
+    "frozen": lambda server: server.freeze(),
+}
+
+
+@PAIRS
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_a_stream_goes_on_when_redis_does_not(own_server, join, trouble):
+    """Killed or frozen in the middle: leader and follower have the whole answer, and meet no exception."""
+    server = own_server()
+    leader, follower = join(at=server.url, deadline=0.15)
+    producer, own = Producer(*WORDS, let=1), Producer(*WORDS)
+    leading, following = leader.read("q", producer), follower.read("q", own)
+    leading.take(1)
+    assert following.take(1) == ["Why"]
+    rest = following.pull()
+    follower.follows()
+    start = time.monotonic()
+    TROUBLES[trouble](server)
+    producer.open()
+
+    assert leading.take() == list(WORDS)
+    assert time.monotonic() - start < 2
+    assert rest.result(15) == list(WORDS)
+    nothing_left(leader, follower)
+
+
+@PAIRS
+def test_a_follower_of_a_frozen_redis_that_had_nothing_yet_calls_the_model(own_server, join):
+    """Asleep for chunks that cannot come: it notices, and calls."""
+    server = own_server()
+    leader, follower = join(at=server.url, deadline=0.15)
+    producer, own = Producer(*WORDS, let=0), Producer("own")
+    pulled = leader.read("q", producer).pull()
+    producer.called()
+    rest = follower.read("q", own).pull()
+    follower.follows()
+    server.freeze()
+    if join.here:
+        producer.open()
+        assert rest.result(15) == list(WORDS)
+    else:
+        assert rest.result(15) == ["own"]
+        producer.open()
+    assert pulled.result(10) == list(WORDS)
+
+
+@COLOURS
+def test_a_stream_that_began_without_redis_is_not_stored_when_redis_is_back(own_server, party, colour):
+    """It had no lease, so nobody knows what was invalidated meanwhile."""
+    server = own_server()
+    server.kill()
+    one = party(colour, at=server.url, deadline=0.15)
+    producer = Producer(*WORDS, let=1)
+    reader = one.read("q", producer)
+    reader.take(1)
+    server.start()
+    producer.open()
+    assert reader.take() == list(WORDS)
+
+    def works():
+        one.read("works", Producer("yes")).take()
+        return stored(one, "works")
+
+    until(works, 10, pause=0.05)
+    assert stored(one) is None
+
+
+def test_chunks_that_a_stranger_wrote_do_no_harm(party, raw, names):
+    """A list of running chunks that holds something else, or is no list: the follower calls the model."""
+    for number, spoil in enumerate((lambda key: raw.rpush(key, b"?what"), lambda key: raw.set(key, b"no list"))):
+        leader, follower = party("threads"), party("asyncio")
+        request, producer, own = {"n": number}, Producer(*WORDS, let=0), Producer(*WORDS)
+        pulled = leader.read(request, producer).pull()
+        producer.called()
+        digest = digest_of(leader, request)
+        fence = raw.get(names.k + digest).split(b":")[1]
+        spoil(names.r + digest + b":" + fence)
+
+        assert follower.read(request, own).take() == list(WORDS)
+        producer.open()
+        assert pulled.result(10) == list(WORDS)
+
+
+# --- nothing is left --------------------------------------------------------------------------------------------
+
+
+def test_a_thousand_streams_leave_nothing_behind(party, raw, names):
+    """Of every kind of end, in both colours: the dicts of the process are empty, the books are right, no key lingers."""
+    brief = Policy(lease=0.4, ttl="1h")
+    threads = party("threads", policy=brief)
+    tasks = party("asyncio", like=threads)
+    other = party("threads", policy=brief)
+    rng = random.Random(3)
+    for turn in range(120):
+        one = rng.choice((threads, tasks))
+        producer = Producer(*WORDS, let=1, error=QuotaError("down") if turn % 5 == 0 else None)
+        leading = one.read({"n": turn % 40}, producer)
+        following = [who.read({"n": turn % 40}, Producer(*WORDS)) for who in (threads, tasks, other)]
+        leading.take(1)
+        rests = [reader.pull() for reader in following]
+        if turn % 3 == 0:
+            leading.leave(rng.choice(("close", "drop")))
+        producer.open()
+        with contextlib.suppress(QuotaError):
+            leading.take()
+        for rest in rests:
+            with contextlib.suppress(QuotaError, LeaderFailed):
+                assert rest.result(15) == list(WORDS)
+
+    nothing_left(threads, tasks, other)
+    for one in (threads, other):
+        assert one.namespace._orphans.empty()
+        assert one.namespace.state.refresh_failures == {}
+    until(lambda: not raw.keys(names.k + b"*") and not raw.keys(names.r + b"*"), 3)
+    assert set(raw.scan_iter(names.prefix + b"*")) <= {
+        names.l, names.x, names.c, names.f, names.s, *entries(raw, names),
+    }  # fmt: skip
+    books = Auditor(raw, "test").books()
+    assert (books.counted, books.only_x, books.only_l, books.in_x) == (books.summed, 0, 0, len(entries(raw, names)))
+
+
+@COLOURS
+def test_published_chunks_do_not_outlive_their_time(party, raw, names, colour):
+    """Of a stream that was left, what was published is gone with the lease; of one that ended, at once."""
+    one = party(colour, policy=Policy(lease=0.5))
+    producer = Producer(*WORDS, let=1)
+    reader = one.read("q", producer)
+    reader.take(1)
+    (running,) = until(lambda: raw.keys(names.r + b"*"))
+    assert 0 < raw.pttl(running) <= 500
+    reader.leave()
+    until(lambda: not raw.exists(running), 2)
+
+
+@COLOURS
+def test_a_lease_is_kept_as_long_as_the_stream_takes(party, colour):
+    """A stream of several lease times, or a consumer that takes its time, is renewed: who follows goes on following."""
+    one, other = party(colour, policy=Policy(lease=0.3)), party("threads", policy=Policy(lease=0.3))
+    producer, never = Producer(*WORDS, let=1), Producer("never")
+    leading, following = one.read("q", producer), other.read("q", never)
+    leading.take(1)
+    following.take(1)
+    rest = following.pull()
+    end = time.monotonic() + 4 * 0.3
+    until(lambda: rest.done() or time.monotonic() > end)
+    assert not rest.done()
+    producer.open()
+
+    assert leading.take() == rest.result(10) == list(WORDS)
+    assert never.calls == 0
+
+
+# --- processes --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def desk(url):
+    """Where the models of the processes are paced and counted."""
+    with redis.Redis.from_url(url[:-1] + "9") as client:
+        yield client
+
+
+@pytest.fixture
+def play(crew, url):
+    """Let processes read one stream; returns them while they do."""
+
+    def play(count, chunks=6, **words):
+        model = {"chunks": chunks, "samples": words.pop("samples", False), "error": words.pop("error", "")}
+        members = crew.hire(count)
+        for member in members:
+            member.start(streaming.read, url=url, model=model, processes=count, **words)
+        return members
+
+    return play
+
+
+def heard_by(crew, process):
+    """Return the chunks that the callers of one process were given, in order."""
+    return [chunk for _, said_by, (_, chunk) in crew.heard("chunk") if said_by == process]
+
+
+def whole(count):
+    """Return the stream of a model that repeats itself."""
+    return [f"chunk {place}" for place in range(count)]
+
+
+@pytest.mark.slow
+@COLOURS
+def test_forty_callers_in_eight_processes_make_one_call(crew, play, desk, colour):
+    """8 x 5 consumers of a cold stream: the model is called once, and all are given all chunks in order."""
+    members = play(8, colour=colour, callers=5)
+    crew.wait_for("called")
+    for _ in range(6):
+        desk.incr("let")
+        time.sleep(0.1)
+    desk.incr("let")
+    ended = crew.wait_for("whole", 40, 30)
+    for member in members:
+        member.result()
+
+    assert int(desk.get("calls")) == 1
+    assert [got for _, _, (_, got) in ended] == [whole(6)] * 40
+
+
+@pytest.mark.slow
+@COLOURS
+def test_chunks_reach_other_processes_while_the_leader_runs(crew, play, desk, colour):
+    """Each chunk is everywhere within moments, before the next one is produced."""
+    members = play(3, colour=colour)
+    crew.wait_for("called")
+    delays = []
+    for number in range(1, 7):
+        desk.set("let", number)
+        heard = crew.wait_for("chunk", 3 * number)
+        assert [chunk for _, _, (_, chunk) in heard[-3:]] == [f"chunk {number - 1}"] * 3
+        delays.append(heard[-1][0] - heard[-3][0])
+    desk.set("let", 7)
+    crew.wait_for("whole", 3)
+    for member in members:
+        member.result()
+
+    print(f"\n{colour}: a chunk reached the other processes after {sorted(delays)[3] * 1000:.0f} ms (median)")
+    assert int(desk.get("calls")) == 1
+    assert sorted(delays)[3] < 0.5
+
+
+def kill_the_leader_after(crew, members, desk, chunks):
+    """Let the leader produce some chunks, wait until all have them, kill it; return the others."""
+    ((_, leader, _),) = crew.wait_for("called")
+    desk.set("let:1", chunks)
+    crew.wait_for("chunk", chunks * len(members))
+    os.kill(leader, signal.SIGKILL)
+    desk.set("let", 100)
+    return [member for member in members if member.pid != leader]
+
+
+@pytest.mark.slow
+@COLOURS
+def test_a_killed_leader_is_continued_by_one_that_follows(crew, play, desk, url, colour):
+    """SIGKILL after three chunks: within lease + 0.5 s a follower goes on behind them; none twice, two calls in all."""
+    lease = 1.0
+    members = play(4, colour=colour, policy={"lease": lease})
+    survivors = kill_the_leader_after(crew, members, desk, 3)
+    death = time.monotonic()
+    crew.wait_for("called", 2)
+    (again, _, _) = crew.heard("called")[1]
+    crew.wait_for("whole", 3)
+    for member in survivors:
+        member.result()
+
+    print(f"\n{colour}: next leader {again - death:.2f} s after the death (lease {lease} s)")
+    assert again - death <= lease + 0.5
+    assert [heard_by(crew, member.pid) for member in survivors] == [whole(6)] * 3
+    assert int(desk.get("calls")) == 2
+    with Cache(url, namespace="test", deadline=2.0) as cache:
+        assert list(cache.stream(QUESTION, Producer("never").sync)) == whole(6)
+        assert (cache.stats().stored, cache.stats().fenced_off) == (1, 0)
+
+
+@pytest.mark.slow
+@COLOURS
+def test_a_killed_leader_whose_model_samples_breaks_the_streams_it_had_begun(crew, play, desk, colour):
+    """Whoever was given chunks of the first answer meets StreamBroken, and no chunk of another answer."""
+    members = play(3, colour=colour, policy={"lease": 0.6}, samples=True)
+    survivors = kill_the_leader_after(crew, members, desk, 2)
+    broken = crew.wait_for("error", 2)
+    for member in survivors:
+        member.result()
+
+    begun = [f"call 1 chunk {place}" for place in range(2)]
+    assert [detail for _, _, detail in broken] == [("StreamBroken", begun)] * 2
+    assert [heard_by(crew, member.pid) for member in survivors] == [begun] * 2
+
+
+@pytest.mark.slow
+@COLOURS
+def test_a_leader_killed_before_its_first_chunk_breaks_nothing(crew, play, desk, colour):
+    """Who has nothing yet is given whatever the model says next, whole; and again only one calls."""
+    members = play(3, colour=colour, policy={"lease": 0.6}, samples=True)
+    survivors = kill_the_leader_after(crew, members, desk, 0)
+    crew.wait_for("whole", 2)
+    for member in survivors:
+        member.result()
+
+    second = [f"call 2 chunk {place}" for place in range(6)]
+    assert [heard_by(crew, member.pid) for member in survivors] == [second] * 2
+    assert int(desk.get("calls")) == 2
+
+
+@pytest.mark.slow
+@COLOURS
+def test_a_leader_that_slept_beyond_its_lease_stores_nothing(crew, play, desk, url, raw, colour):
+    """SIGSTOP, a follower takes over, SIGCONT: its consumer has the whole answer, its late store is refused."""
+    members = play(3, colour=colour, policy={"lease": 0.5})
+    ((_, leader, _),) = crew.wait_for("called")
+    desk.set("let:1", 2)
+    crew.wait_for("chunk", 6)
+    os.kill(leader, signal.SIGSTOP)
+    try:
+        desk.set("let", 100)
+        crew.wait_for("whole", 2)
+        with Cache(url, namespace="test", deadline=2.0) as cache:
+            key = cache.explain(Request("stream", QUESTION)).key
+            fence = raw.getrange(key, 8, 15)
+    finally:
+        os.kill(leader, signal.SIGCONT)
+    crew.wait_for("whole", 3)
+    for member in members:
+        member.result()
+
+    assert [heard_by(crew, member.pid) for member in members] == [whole(6)] * 3
+    assert int(desk.get("calls")) == 2
+    assert raw.getrange(key, 8, 15) == fence
+    with Cache(url, namespace="test", deadline=2.0) as cache:
+        stats = cache.stats()
+        assert (stats.fenced_off, stats.stored) == (1, 1)
+
+
+@pytest.mark.slow
+@COLOURS
+def test_a_failing_stream_fails_in_all_processes(crew, play, desk, url, colour):
+    """One call; each consumer has the chunks that came and then the error, and the next caller asks anew."""
+    members = play(4, colour=colour, callers=3, chunks=2, error="sk-12345 is over its quota")
+    crew.wait_for("called")
+    desk.set("let", 2)
+    crew.wait_for("chunk", 24)
+    desk.set("let", 3)
+    errors = crew.wait_for("error", 12)
+    for member in members:
+        member.result()
+
+    assert int(desk.get("calls")) == 1
+    assert {kind for _, _, (kind, _) in errors} == {"RuntimeError", "LeaderFailed"}
+    assert [got for _, _, (_, got) in errors] == [whole(2)] * 12
+    with Cache(url, namespace="test", deadline=2.0) as cache:
+        assert list(cache.stream(QUESTION, Producer("next").sync)) == ["next"]

@@ -129,7 +129,13 @@ class AsyncCache(View):
             if served is not None:
                 return served
         wanted = self._namespace.ask(
-            digest, self._policy, control, ttl=ttl, tags=tags, home=asyncio.get_running_loop()
+            digest,
+            self._policy,
+            control,
+            ttl=ttl,
+            tags=tags,
+            home=asyncio.get_running_loop(),
+            waits=not self._namespace.holds(asyncio.current_task()),
         )
         return await self._run(programs.get_or_compute(self._namespace.state, wanted, fetched), call)
 
@@ -181,7 +187,13 @@ class AsyncCache(View):
         ``fn(missing)`` is called once with the distinct requests that are neither stored nor being computed by anybody,
         in order, and returns their values in that order.
         """
-        asks, numbers = self._distinct(requests, ttl=ttl, tags=tags, home=asyncio.get_running_loop())
+        asks, numbers = self._distinct(
+            requests,
+            ttl=ttl,
+            tags=tags,
+            home=asyncio.get_running_loop(),
+            waits=not self._namespace.holds(asyncio.current_task()),
+        )
         firsts = [requests[numbers.index(number)] for number in range(len(asks))]
 
         async def compute(indices: Sequence[int]) -> Sequence[Any]:
@@ -449,10 +461,10 @@ class AsyncLease:
         cost: float | None = None,
     ) -> bool:
         """Store *value*, give the lease back and serve all who wait; return whether it was stored."""
+        held = self._cache._namespace.with_words(self._held, ttl, tags)  # a wrong word does not end it
         if self._end():
             return False
         taken = time.perf_counter() - self._begun if cost is None else cost
-        held = self._cache._namespace.with_words(self._held, ttl, tags)
         unsent = self._cache._namespace.unpublished(held)
         return await self._cache._run(
             programs.finish(self._cache._namespace.state, held, value, round(taken * 1000), unsent),

@@ -60,7 +60,7 @@ class Background:
                 continue
             try:
                 work()
-            except Exception:  # noqa: BLE001  whatever it is, it must not end the thread
+            except BaseException:  # noqa: BLE001  whatever it is (sys.exit too), it must not end the thread
                 _log.exception("work in the background failed")
             finally:
                 with self._changed:

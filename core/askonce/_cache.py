@@ -131,7 +131,14 @@ class Cache(View):
             served, fetched = self._straight(digest, call)
             if served is not None:
                 return served
-        wanted = self._namespace.ask(digest, self._policy, control, ttl=ttl, tags=tags)
+        wanted = self._namespace.ask(
+            digest,
+            self._policy,
+            control,
+            ttl=ttl,
+            tags=tags,
+            waits=not self._namespace.holds(threading.current_thread()),
+        )
         return self._run(programs.get_or_compute(self._namespace.state, wanted, fetched), call)
 
     def stream(
@@ -181,7 +188,9 @@ class Cache(View):
         ``fn(missing)`` is called once with the distinct requests that are neither stored nor being computed by anybody,
         in order, and returns their values in that order.
         """
-        asks, numbers = self._distinct(requests, ttl=ttl, tags=tags)
+        asks, numbers = self._distinct(
+            requests, ttl=ttl, tags=tags, waits=not self._namespace.holds(threading.current_thread())
+        )
         firsts = [requests[numbers.index(number)] for number in range(len(asks))]
 
         def compute(indices: Sequence[int]) -> Sequence[Any]:
@@ -359,9 +368,8 @@ class Cache(View):
                 try:
                     return flight.future.result(seconds)
                 except FutureTimeoutError:
-                    if flight.future.done():
-                        raise  # the leader's own error
-                    return TIMED_OUT
+                    # It may have landed at the last moment, and the error may be the leader's own.
+                    return flight.future.result() if flight.future.done() else TIMED_OUT
             case Listen(_, digest, chunks):
                 return self._namespace.listener.register(digest, chunks)
             case Sleep(waiter, seconds):
@@ -453,10 +461,10 @@ class Lease:
         cost: float | None = None,
     ) -> bool:
         """Store *value*, give the lease back and serve all who wait; return whether it was stored."""
+        held = self._cache._namespace.with_words(self._held, ttl, tags)  # a wrong word does not end it
         if self._end():
             return False
         taken = time.perf_counter() - self._begun if cost is None else cost
-        held = self._cache._namespace.with_words(self._held, ttl, tags)
         unsent = self._cache._namespace.unpublished(held)
         return self._cache._run(
             programs.finish(self._cache._namespace.state, held, value, round(taken * 1000), unsent),

@@ -44,9 +44,8 @@ async def within(future: Future[T], seconds: float, otherwise: R) -> T | R:
     try:
         return await asyncio.wait_for(asyncio.shield(waiting), seconds)
     except TimeoutError:
-        if future.done():
-            raise  # the leader's own error
-        return otherwise
+        # It may have landed at the last moment, and the error may be the leader's own.
+        return future.result() if future.done() else otherwise
 
 
 def detach(work: Coroutine[Any, Any, Any]) -> None:

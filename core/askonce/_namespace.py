@@ -73,8 +73,8 @@ leading: ContextVar[frozenset[bytes]] = ContextVar("askonce_leading", default=fr
 class Settings:
     """The arguments of a cache, checked, and enough to make it again in another process."""
 
-    url: str | None
-    client: object
+    url: str | None = field(repr=False)  # it may hold a password
+    client: object = field(repr=False)
     namespace: str
     max_entries: int
     max_bytes: int

@@ -24,6 +24,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from numbers import Integral
 from typing import Any, Final
 from uuid import UUID
 
@@ -124,8 +125,8 @@ def _plain(value: object) -> object:
             return str.__str__(value)
         case float():
             return _number(float(value))
-        case int():
-            return _integer(int(value))
+        case Integral():  # numpy's too
+            return _integer(value.__index__())
         case Mapping():
             return dict(value)
         case list() | tuple():
@@ -377,18 +378,24 @@ def _opened(value: Any) -> tuple[int, Any]:
     """Return the number and the content of an extension type, in types for people; 0 for any other value."""
     if type(value) is not Ext:
         return 0, value
-    tags: list[int] = []
+    tag, data = _parts(value)
+    if tag == _BIG_INT:
+        return tag, int.from_bytes(data, "big", signed=True)
+    if tag == _SURROGATES:
+        return tag, data.decode("utf-8", "surrogatepass")
+    return tag, _visible(_inside(data)) if tag == _VERBATIM else data
 
-    def read(tag: int, data: memoryview) -> Any:
-        tags.append(tag)
-        if tag == _BIG_INT:
-            return int.from_bytes(data, "big", signed=True)
-        if tag == _SURROGATES:
-            return bytes(data).decode("utf-8", "surrogatepass")
-        return _pairs(ormsgpack.unpackb(data, ext_hook=read)) if tag == _VERBATIM else bytes(data)
 
-    content = ormsgpack.unpackb(ormsgpack.packb(value), ext_hook=read)  # type: ignore[arg-type]  # its stub says bytes
-    return tags[0], content
+def _parts(value: Any) -> tuple[int, bytes]:
+    """Return number and data of an extension type, which shows them only to who unpacks it."""
+    parts: list[tuple[int, bytes]] = []
+    ormsgpack.unpackb(ormsgpack.packb(value), ext_hook=lambda tag, data: parts.append((tag, bytes(data))))
+    return parts[0]
+
+
+def _inside(data: bytes) -> Any:
+    """Return a part whose order counts with its mappings as lists of pairs, so that the order can be compared."""
+    return _pairs(ormsgpack.unpackb(data, ext_hook=lambda tag, inner: Ext(tag, bytes(inner))))
 
 
 def _pairs(value: Any) -> Any:
@@ -411,10 +418,7 @@ def _compare(left: Any, right: Any, path: str, found: list[Difference]) -> None:
         for index, (one, other) in enumerate(zip(left, right, strict=True)):
             _compare(one, other, f"{path}[{index}]", found)
     elif ormsgpack.packb(left, option=_SORTED) != ormsgpack.packb(right, option=_SORTED):
-        kinds = (_opened(left)[0], _opened(right)[0])
-        if kinds == (_VERBATIM, _VERBATIM):
-            inside: list[Difference] = []
-            _compare(_visible(left), _visible(right), path, inside)
-            found.extend(inside or [Difference(path, _visible(left), _visible(right))])
+        if _opened(left)[0] == _VERBATIM == _opened(right)[0]:
+            _compare(_inside(_parts(left)[1]), _inside(_parts(right)[1]), path, found)
         else:
             found.append(Difference(path, _visible(left), _visible(right)))

@@ -308,8 +308,7 @@ def nothing_left(*parties: Party, within: float = 5.0) -> None:
                 for name, kept in {
                     "flights": namespace.state.flights._flights,
                     "registrations": namespace.listener._waiting,
-                    "renewals": namespace.renewals._due,
-                    "renewal ends": namespace.renewals._until,
+                    "renewals": namespace.renewals._kept,
                     "publications": namespace.publisher._running,
                     "holders": [count for count in namespace._holders.values() if count],
                 }.items()

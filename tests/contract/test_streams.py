@@ -91,7 +91,7 @@ PLACES = pytest.mark.parametrize(
 
 def digest_of(party, request="q"):
     """Return the digest under which the stream of *request* is kept."""
-    return party.cache.explain(Request("stream", request)).fingerprint.encode()
+    return party.cache.explain(request).fingerprint.encode()
 
 
 def entries(raw, names):
@@ -179,23 +179,44 @@ def test_each_consumer_has_chunks_of_its_own(party, colour):
         replayed["n"].append("spoilt too")
 
 
+FORMS = {
+    "text": (["Why", " not", "?"], "Why not?"),
+    "bytes": ([b"a", b"", b"b"], b"ab"),
+    "json": ([{"n": 1}, [2], 3], [{"n": 1}, [2], 3]),
+    "mixed": (["a", b"b"], ["a", b"b"]),
+}
+
+
 @COLOURS
-def test_a_request_as_a_stream_is_another_answer(party, colour):
-    """The value and the stream of one request are stored side by side, and invalidate removes both."""
+@pytest.mark.parametrize("form", FORMS)
+def test_one_entry_serves_streams_and_values(party, colour, form):
+    """The value of a stream is its text or bytes in one piece, or the list of its chunks; invalidate removes it."""
+    chunks, value = FORMS[form]
     one = party(colour)
-    one.cache.store("q", "value")
-    assert one.read("q", Producer("stream")).take() == ["stream"]
-    assert one.cache.lookup("q").value == "value"
+    assert one.read("q", Producer(*chunks)).take() == chunks
+
+    assert one.cache.lookup("q").value == value
+    assert one.cache.get_or_compute("q", lambda: "never") == value
 
     assert one.cache.invalidate("q") is True
-
     assert one.cache.lookup("q") is None
-    assert one.read("q", Producer("new stream")).take() == ["new stream"]
+    assert one.read("q", Producer("new")).take() == ["new"]
+
+
+@COLOURS
+@pytest.mark.parametrize("value", ["Why not?", b"bytes", {"n": [1, None]}, ["a", "list"], "", None, "long " * 1000])
+def test_what_was_stored_as_a_value_is_a_stream_of_one_chunk(party, colour, value):
+    """Of the same type; a later lookup still finds the value."""
+    one = party(colour)
+    one.cache.store("q", value)
+
+    assert one.read("q", Producer("never")).take() == [value]
+    assert one.cache.lookup("q").value == value
 
 
 @COLOURS
 def test_a_request_of_a_kind_of_its_own_can_be_streamed(party, colour):
-    """An adapter names the kind of its requests: streams of two kinds share nothing, and invalidate finds them."""
+    """An adapter names the kind of its requests: streams of two kinds share nothing, and invalidate finds one."""
     one = party(colour)
     for kind in ("chat", "completion"):
         assert one.read(Request(kind, "q"), Producer(kind)).take() == [kind]
@@ -1062,9 +1083,9 @@ async def test_a_consumer_with_a_time_limit_on_each_chunk_is_served(url):
 # --- what is not stored -----------------------------------------------------------------------------------------
 
 
-def refuse(chunks):
+def refuse(value):
     """Refuse what is cut short."""
-    if chunks[-1] != "the end":
+    if not value.endswith("the end"):
         raise Refused("cut short")
 
 
@@ -1072,7 +1093,7 @@ UNSTORED = {
     "too large": ({"max_bytes": "8kb"}, {}, (*WORDS, os.urandom(10_000), "tail")),
     "not cacheable": ({}, {}, (*WORDS, {1, 2, 3}, "tail")),
     "refused by admission": ({}, {"admit": refuse}, (*WORDS, "tail")),
-    "admission fails": ({}, {"admit": lambda chunks: chunks["no"]}, (*WORDS, "tail")),
+    "admission fails": ({}, {"admit": lambda value: value["no"]}, (*WORDS, "tail")),
 }
 
 
@@ -1141,24 +1162,24 @@ def test_who_follows_does_not_wait_for_the_end_of_a_stream_that_is_no_longer_rec
     assert (waited, spins < 20) == (False, True), f"waited: {waited}, turns: {spins}"
 
 
-def test_admission_sees_the_chunks_as_the_consumer_does(party):
-    """Decoded, in a list; it may decide the lifetime."""
+def test_admission_sees_the_value_of_a_stream(party):
+    """Text in one piece, or the list of its chunks, decoded; and it may decide the lifetime."""
     one, seen = party("threads"), []
 
-    def admit(chunks):
-        seen.append(chunks)
+    def admit(value):
+        seen.append(value)
         return "1m"
 
-    assert one.read("q", Producer("ab", "cd"), codec=Reversed(), admit=admit).take() == ["ab", "cd"]
-    assert seen == [["ab", "cd"]]
-    assert one.cache.lookup(Request("stream", "q")) is None or True
-    assert 0 < ttl_of(one) <= 60
+    assert one.read("text", Producer("ab", "cd"), codec=Reversed(), admit=admit).take() == ["ab", "cd"]
+    assert one.read("json", Producer({"n": 1}, "x"), admit=admit).take() == [{"n": 1}, "x"]
+    assert seen == ["abcd", [{"n": 1}, "x"]]
+    assert 0 < ttl_of(one, "text") <= 60
 
 
 def ttl_of(party, request="q"):
     """Return for how many seconds Redis keeps the stream of *request*."""
     raw = redis.Redis(connection_pool=party.namespace.endpoint.sync_pool(1, 1))
-    return raw.pttl(party.cache.explain(Request("stream", request)).key) / 1000
+    return raw.pttl(party.cache.explain(request).key) / 1000
 
 
 # --- invalidated while it runs ----------------------------------------------------------------------------------
@@ -1335,7 +1356,7 @@ def test_max_age_and_scope_hold_for_streams(party, raw, colour):
     """Nothing older than the block allows; and a scope is another key."""
     one = party(colour)
     one.read("q", Producer("old")).take()
-    age(raw, one.cache.explain(Request("stream", "q")).key, 100)
+    age(raw, one.cache.explain("q").key, 100)
     with control(max_age=200):
         assert one.read("q", Producer("never")).take() == ["old"]
     with control(scope={"tenant": "a"}):
@@ -1354,7 +1375,7 @@ def test_one_caller_revalidates_a_stale_stream(join, raw):
     """The others are served the stale chunks meanwhile, here and elsewhere, and the new ones afterwards."""
     leader, other = join(policy=WINDOWS)
     leader.read("q", Producer("old")).take()
-    age(raw, leader.cache.explain(Request("stream", "q")).key, 3700)
+    age(raw, leader.cache.explain("q").key, 3700)
     producer, never = Producer("new", let=0), Producer("never")
     pulled = leader.read("q", producer).pull()
     producer.called()
@@ -1371,7 +1392,7 @@ def test_a_stale_stream_is_served_if_the_model_fails(party, raw, colour):
     """Before its first chunk: then there is still a whole answer to give."""
     one = party(colour, policy=WINDOWS)
     one.read("q", Producer(*WORDS)).take()
-    age(raw, one.cache.explain(Request("stream", "q")).key, 3600 + 5000)
+    age(raw, one.cache.explain("q").key, 3600 + 5000)
 
     assert one.read("q", Producer(error=QuotaError("down"))).take() == list(WORDS)
 
@@ -1381,7 +1402,7 @@ def test_an_expired_stream_is_replaced(party, raw, colour):
     """Past its window: the model is called, and its answer takes the place."""
     one = party(colour, policy=WINDOWS)
     one.read("q", Producer("old")).take()
-    age(raw, one.cache.explain(Request("stream", "q")).key, 3600 + 5000)
+    age(raw, one.cache.explain("q").key, 3600 + 5000)
 
     assert one.read("q", Producer("new")).take() == ["new"]
     assert one.read("q", Producer("never")).take() == ["new"]
@@ -1720,7 +1741,7 @@ def test_a_leader_that_slept_beyond_its_lease_stores_nothing(crew, play, desk, u
         desk.set("let", 100)
         crew.wait_for("whole", 2)
         with Cache(url, namespace="test", deadline=2.0) as cache:
-            key = cache.explain(Request("stream", QUESTION)).key
+            key = cache.explain(QUESTION).key
             fence = raw.getrange(key, 8, 15)
     finally:
         os.kill(leader, signal.SIGCONT)

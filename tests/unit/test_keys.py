@@ -11,7 +11,6 @@ import enum
 import hashlib
 import json
 import math
-import numbers
 import random
 import string
 import struct
@@ -92,13 +91,10 @@ class Point:
 
 
 class Indexed:
-    """What numpy's integers are to this module: a number that is no int."""
+    """A number that is no int, such as numpy's: a size, a place, or a test double's answer to everything."""
 
     def __index__(self) -> int:
         return 5
-
-
-numbers.Integral.register(Indexed)
 
 
 UUID = uuid.UUID("12345678-1234-5678-1234-567812345678")
@@ -135,8 +131,6 @@ SAME = {
     "uuid": (UUID, str(UUID)),
     "bytearray": (bytearray(b"a"), b"a"),
     "memoryview": (memoryview(b"a"), b"a"),
-    "index": (Indexed(), 5),
-    "index beside a whole float": ([Indexed(), 1.0], [5, 1]),
     "the same object twice": ([["a"]] * 2, [["a"], ["a"]]),
     "verbatim number": (Verbatim(1.0), Verbatim(1)),
     "verbatim tuple": (Verbatim(({"b": 1, "a": 2},)), Verbatim([{"b": 1, "a": 2}])),
@@ -209,6 +203,7 @@ REFUSED = {
     "negative infinity": ((0, -math.inf), "request[1]: -inf is no number"),
     "subclass of float": ([Float("nan")], "request[0]: nan is no number"),
     "enum of nan": ({"a": Colour.NAN}, "request['a']: nan is no number"),
+    "index": ({"n": Indexed()}, "request['n']: Indexed has no canonical form"),
     "set": ({"stop": {"a"}}, "request['stop']: set has no canonical form"),
     "frozen set": (frozenset(), "request: frozenset has no canonical form"),
     "object": ([[object()]], "request[0][0]: object has no canonical form"),
@@ -288,12 +283,6 @@ def test_only_what_is_documented_passes_as_a_number():
 
     with pytest.raises(Uncacheable):
         canonical({"client": MagicMock()})
-
-
-def test_a_part_of_the_wire_format_is_not_a_request():
-    """Bytes that look like another value's canonical form are those bytes, and no more."""
-    with pytest.raises(Uncacheable):
-        canonical(ormsgpack.Ext(4, ormsgpack.packb({"a": 1})))
 
 
 @pytest.mark.parametrize("other", [1.0, 2.0, 1e16, -3.0, math.pi, 0.5, 1e-300])

@@ -126,18 +126,19 @@ def _compute_mine(
     """Compute what this call leads and holds the leases of; what it serves leaves *mine*."""
     grants: dict[bytes, Grant] = {}
     refused: set[bytes] = set()
+    asked: list[Ask] = []
     if reachable:
         try:
-            refused = yield from _lease_many(state, mine, founds, served, grants)
+            refused = yield from _lease_many(state, mine, founds, served, grants, asked)
         except GeneratorExit:
             raise
         except BackendUnavailable as error:
             if state.strict:
-                yield from _release_all(state, mine, grants)
+                yield from _release_all(state, [one for one in asked if one.digest in grants], grants)
             failed(state, error)
             reachable = False
         except BaseException:  # cancelled: a lease that this call has not heard of may have been granted
-            yield from _release_all(state, mine, grants)
+            yield from _release_all(state, asked, grants)
             raise
     turn = [
         wanted for wanted, _ in mine.values() if not reachable or wanted.digest in grants.keys() | refused
@@ -165,10 +166,8 @@ def _compute_mine(
         served[wanted.digest] = Served(answer.value, source, 0.0, landed[wanted.digest].ttl)
 
 
-def _release_all(
-    state: State, mine: dict[bytes, tuple[Ask, Flight]], grants: dict[bytes, Grant]
-) -> Program[None]:
-    for wanted, _ in mine.values():
+def _release_all(state: State, asks: list[Ask], grants: dict[bytes, Grant]) -> Program[None]:
+    for wanted in asks:
         if wanted.digest in grants:
             yield from release(state, wanted, grants[wanted.digest], None)
         else:
@@ -181,6 +180,7 @@ def _lease_many(
     founds: dict[bytes, Found],
     served: dict[bytes, AnyServed],
     grants: dict[bytes, Grant],
+    asked: list[Ask],
 ) -> Program[set[bytes]]:
     """Fill *grants*, take out of *mine* what somebody stored meanwhile; return what Redis refused a lease for."""
     refused: set[bytes] = set()
@@ -195,6 +195,7 @@ def _lease_many(
                 )
                 for wanted in chunk
             )
+            asked += chunk
             answers: list[Leased | BackendUnavailable] = yield from invoke_many(LEASE, part.index, calls)
             for wanted, leased in zip(chunk, answers, strict=True):
                 if isinstance(leased, BackendUnavailable):

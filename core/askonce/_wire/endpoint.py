@@ -137,17 +137,20 @@ def redacted(url: str) -> str:
     """
     Return *url* as it may be shown: scheme, host, port and path, never user, password or options.
 
-    Where a slash or an @ is missing or too much, a password may stand anywhere: then only the scheme is shown.
+    Where a slash or an @ is missing or too much, a password may stand anywhere: then nothing of it is shown.
     """
     try:
         parts = urlsplit(url)
         host, port, path = parts.hostname or "", parts.port, parts.path
     except ValueError:
         return "(unreadable)"
-    if parts.scheme not in {"redis", "rediss", "unix", "embedded"}:
-        return "(another scheme)"
-    if "@" in path or (parts.scheme in {"redis", "rediss"} and not _DATABASE.fullmatch(path)):
-        return f"{parts.scheme}://(unreadable)"
+    astray = "@" in path or ("@" in url and not parts.netloc)
+    if not parts.scheme or astray or (parts.scheme in {"redis", "rediss"} and not _DATABASE.fullmatch(path)):
+        return (
+            f"{parts.scheme}://(unreadable)"
+            if parts.scheme in {"redis", "rediss", "unix"}
+            else "(unreadable)"
+        )
     return f"{parts.scheme}://{host}{f':{port}' if port else ''}{path}"
 
 

@@ -87,10 +87,32 @@ class AsyncCache(View):
             programs.store(self._namespace.state, wanted, value, cost_ms), self._call(codec, admit)
         )
 
+    @overload
     async def get_or_compute(
         self,
         request: object,
-        fn: Callable[[], Awaitable[T] | T],
+        fn: Callable[[], Awaitable[T]],
+        *,
+        ttl: Duration | None = None,
+        tags: Sequence[str] = (),
+        codec: Codec[T] | None = None,
+        admit: Admit | None = None,
+    ) -> T: ...
+    @overload
+    async def get_or_compute(
+        self,
+        request: object,
+        fn: Callable[[], T],
+        *,
+        ttl: Duration | None = None,
+        tags: Sequence[str] = (),
+        codec: Codec[T] | None = None,
+        admit: Admit | None = None,
+    ) -> T: ...
+    async def get_or_compute(
+        self,
+        request: object,
+        fn: Callable[[], Awaitable[T]] | Callable[[], T],
         *,
         ttl: Duration | None = None,
         tags: Sequence[str] = (),
@@ -106,10 +128,32 @@ class AsyncCache(View):
         served = await self.serve(request, fn, ttl=ttl, tags=tags, codec=codec, admit=admit)
         return served.value
 
+    @overload
     async def serve(
         self,
         request: object,
-        fn: Callable[[], Awaitable[T] | T],
+        fn: Callable[[], Awaitable[T]],
+        *,
+        ttl: Duration | None = None,
+        tags: Sequence[str] = (),
+        codec: Codec[T] | None = None,
+        admit: Admit | None = None,
+    ) -> Served[T]: ...
+    @overload
+    async def serve(
+        self,
+        request: object,
+        fn: Callable[[], T],
+        *,
+        ttl: Duration | None = None,
+        tags: Sequence[str] = (),
+        codec: Codec[T] | None = None,
+        admit: Admit | None = None,
+    ) -> Served[T]: ...
+    async def serve(
+        self,
+        request: object,
+        fn: Callable[[], Awaitable[T]] | Callable[[], T],
         *,
         ttl: Duration | None = None,
         tags: Sequence[str] = (),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from . import _programs as programs
 from ._effects import TIMED_OUT, Program
@@ -18,7 +18,12 @@ from ._flights import Flight
 from ._loops import awaited, detach, within
 from ._namespace import Call, Namespace
 from ._recording import Asked, Passed, Recording
+from .entry import Corrupt
+from .errors import StreamBroken
 from .served import Served
+
+#: What to go on with when a leader gave up: look again.
+_AGAIN: Final = object()
 
 
 class Driver(Protocol):
@@ -40,49 +45,51 @@ async def stream(driver: Driver, asked: Asked, fn: Callable[[], Any]) -> AsyncIt
         passed.begin_source()
         match outcome:
             case Served():
-                for stored in outcome.value:
-                    for chunk in passed.take(stored):
-                        yield chunk
+                for chunk in passed.conclude(outcome.value):
+                    yield chunk
                 return
             case programs.Held():
                 leading = _Leading(driver, asked, outcome, fn, passed)
                 try:
                     async for chunk in leading:
+                        try:
+                            yield chunk
+                        except BaseException:  # the consumer's: break, close, an error that it throws in
+                            await leading.gone()
+                            raise
+                except Exception:
+                    if outcome.fallback is None or not passed.nothing:
+                        raise
+                    state.counters.add("stale_if_error")
+                    for chunk in passed.conclude(outcome.fallback.value):
                         yield chunk
-                except GeneratorExit:
-                    await leading.gone()
-                    raise
                 return
             case Flight():
-                here = _Here(driver, wanted, outcome, call, passed)
-                async for chunk in here.chunks():
-                    yield chunk
-                if here.whole:
-                    state.counters.add("coalesced")
-                    return
-                if outcome.tape.ended:
-                    outcome = await driver._run(programs.tune_in(state, wanted), call)
-                else:  # waiting for it again would not end
-                    outcome = programs.Held(wanted, None, None)
-            case programs.Elsewhere():
+                source: _Here | _Elsewhere = _Here(driver, wanted, outcome, call, passed)
+            case _:
                 source = _Elsewhere(driver, wanted, outcome, call, passed)
-                async for chunk in source.chunks():
-                    yield chunk
-                if source.next is None:
-                    state.counters.add("coalesced")
-                    return
-                outcome = source.next
+        try:
+            async for chunk in source.chunks():
+                yield chunk
+            outcome = source.next
+        except Corrupt:  # written by another codec: of no use to this caller
+            outcome = programs.Held(wanted, None, None)
+        if outcome is None:
+            state.counters.add("coalesced")
+            return
+        if outcome is _AGAIN:
+            outcome = await driver._run(programs.tune_in(state, wanted), call)
 
 
 class _Here:
-    """A stream that is led in this process; ``whole`` once the consumer was given all of it."""
+    """A stream that is led in this process; ``next`` is None once it came to its end, else what to go on with."""
 
     def __init__(
         self, driver: Driver, wanted: programs.Ask, flight: Flight, call: Call, passed: Passed
     ) -> None:
         self._driver, self._wanted, self._flight = driver, wanted, flight
         self._call, self._passed = call, passed
-        self.whole = False
+        self.next: Any = programs.Held(wanted, None, None)
 
     async def chunks(self) -> AsyncIterator[Any]:
         """Yield what the leader passes on as it comes, or what it lands."""
@@ -96,15 +103,16 @@ class _Here:
                     yield chunk
         if tape.error is not None:
             raise tape.error
-        self.whole = tape.complete
-        if not tape.complete or count:
+        if not tape.complete:
+            self.next = _AGAIN
             return
-        program = programs.rest(self._wanted, self._flight)
-        landed = await self._driver._run(program, self._call)
-        self.whole = landed is not None
-        for recorded in landed or ():
-            for chunk in self._passed.take(recorded):
+        if not count:
+            landed = await self._driver._run(programs.rest(self._wanted, self._flight), self._call)
+            if landed is None:
+                return
+            for chunk in self._passed.conclude(landed):
                 yield chunk
+        self.next = None
 
 
 class _Elsewhere:
@@ -131,6 +139,10 @@ class _Elsewhere:
             if not isinstance(outcome, programs.Chunks):
                 self.next = outcome or programs.Held(self._wanted, None, None)
                 return
+            if outcome.stored:
+                for chunk in self._passed.conclude(outcome.chunks):
+                    yield chunk
+                return
             for published in outcome.chunks:
                 count += 1
                 for chunk in self._passed.take(published):
@@ -154,6 +166,7 @@ class _Leading:
         self._owner: object = asyncio.current_task()
         self._producer: AsyncIterator[Any] | None = None
         self._recording = Recording(driver._namespace, held, passed.codec)
+        self._over = False
         driver._namespace.hold(self._owner, held)
 
     def __aiter__(self) -> _Leading:
@@ -165,73 +178,88 @@ class _Leading:
                 self._producer = await _opened(self._fn)
             while True:
                 chunk = await anext(self._producer)
+                new = self._passed.is_new(
+                    chunk
+                )  # first: what breaks this consumer's stream is given to nobody
                 self._recording.add(chunk)
-                if self._passed.is_new(chunk):
+                if new:
                     return chunk
         except StopAsyncIteration:
-            try:
-                await _end(self._driver, self._held, self._asked.call, self._recording)
-            finally:
-                self._unhold()
+            await self._end()
+            raise
+        except StreamBroken:  # of this consumer alone: others may go on with what the model says now
+            await self._close(None)
             raise
         except BaseException as error:
-            await self._abandon(error if isinstance(error, Exception) else None)
+            await self._close(error if isinstance(error, Exception) else None)
             raise
 
     async def gone(self) -> None:
-        """The consumer has gone: go on in the background, or hand over."""
-        if self._asked.drain > 0 and self._producer is not None:
-            detach(
-                _drain(self._driver, self._asked, self._held, self._producer, self._recording, self._owner)
-            )
+        """The consumer has gone: go on in the background for a while, or hand over."""
+        if self._asked.drain > 0 and self._producer is not None and not self._over:
+            self._driver._namespace.leave(self._owner)
+            self._owner = None
+            detach(self._drain(self._producer)).add_done_callback(lambda _: self._lost())
         else:
-            await _close(self._producer)
-            await self._abandon(None)
+            await self._close(None)
 
-    async def _abandon(self, error: Exception | None) -> None:
-        state = self._driver._namespace.state
+    async def _drain(self, producer: AsyncIterator[Any]) -> None:
         try:
-            await self._driver._run(programs.abandon(state, self._held, error), self._asked.call)
-        finally:
-            self._unhold()
+            async with asyncio.timeout(self._asked.drain):
+                async for chunk in producer:
+                    self._recording.add(chunk)
+            await self._end()
+        except TimeoutError:
+            await self._close(None, drained=True)
+        except BaseException as error:  # nobody is there to hear of it but those who follow
+            await self._close(error if isinstance(error, Exception) else None, drained=True)
+            if not isinstance(error, Exception):
+                raise
 
-    def _unhold(self) -> None:
-        self._driver._namespace.unhold(self._owner, self._held)
+    async def _end(self) -> None:
+        """The producer came to its end: store what was recorded."""
+        if self._first():
+            namespace, recording, held = self._driver._namespace, self._recording, self._held
+            if recording.whole:
+                chunks, unsent = recording.tape.chunks, namespace.unpublished(held)
+                await self._run(programs.end(namespace.state, held, chunks, recording.cost_ms, unsent))
+            else:
+                await self._run(programs.abandon(namespace.state, held, None))
 
+    async def _close(self, error: Exception | None, *, drained: bool = False) -> None:
+        """The producer failed, or is not wanted any more: give the lease back.  Not if it was left to a drain."""
+        if (drained or self._owner is not None) and self._first():
+            try:
+                # First, and without waiting for a producer that takes its time to close: others may go on.
+                await self._run(programs.abandon(self._driver._namespace.state, self._held, error))
+            finally:
+                close = getattr(self._producer, "aclose", None)
+                if close is not None:
+                    try:
+                        await close()
+                    except RuntimeError as trouble:
+                        if "already running" not in str(trouble):  # the loop shuts down and is closing it
+                            raise
 
-async def _end(driver: Driver, held: programs.Held, call: Call, recording: Recording) -> None:
-    state = driver._namespace.state
-    if recording.whole:
-        await driver._run(programs.end(state, held, recording.tape.chunks, recording.cost_ms), call)
-    else:
-        await driver._run(programs.abandon(state, held, None), call)
+    def _lost(self) -> None:
+        """Hand over what nobody can end any more: the loop has ended first."""
+        if not self._over:
+            self._over = True
+            self._driver._namespace.orphan(self._owner, self._held)
 
+    def __del__(self) -> None:
+        if not getattr(self, "_over", True):
+            self._lost()
 
-async def _drain(
-    driver: Driver,
-    asked: Asked,
-    held: programs.Held,
-    producer: AsyncIterator[Any],
-    recording: Recording,
-    owner: object,
-) -> None:
-    """Read a stream to its end whose consumer has gone, for as long as was asked."""
-    state, call = driver._namespace.state, asked.call
-    try:
-        async with asyncio.timeout(asked.drain):
-            async for chunk in producer:
-                recording.add(chunk)
-        await _end(driver, held, call, recording)
-    except TimeoutError:
-        await _close(producer)
-        await driver._run(programs.abandon(state, held, None), call)
-    except BaseException as error:  # nobody is there to hear of it but those who follow
-        shared = error if isinstance(error, Exception) else None
-        await driver._run(programs.abandon(state, held, shared), call)
-        if shared is None:
-            raise
-    finally:
-        driver._namespace.unhold(owner, held)
+    def _first(self) -> bool:
+        """Note the end; return whether it is the first."""
+        first, self._over = not self._over, True
+        if first:
+            self._driver._namespace.unhold(self._owner, self._held)
+        return first
+
+    async def _run(self, program: Program[Any]) -> None:
+        await self._driver._run(program, self._asked.call)
 
 
 async def _opened(fn: Callable[[], Any]) -> AsyncIterator[Any]:
@@ -246,9 +274,3 @@ async def _opened(fn: Callable[[], Any]) -> AsyncIterator[Any]:
 async def _plain(chunks: Any) -> AsyncIterator[Any]:
     for chunk in chunks:
         yield chunk
-
-
-async def _close(producer: AsyncIterator[Any] | None) -> None:
-    close = getattr(producer, "aclose", None)
-    if close is not None:
-        await close()

@@ -102,6 +102,7 @@ class Renewal:
 
     partition: int
     key: bytes
+    running: bytes  # the chunks that are published under it
     holder: bytes
     lease_ms: int
 

@@ -48,13 +48,21 @@ async def within(future: Future[T], seconds: float, otherwise: R) -> T | R:
         return future.result() if future.done() else otherwise
 
 
-def detach(work: Coroutine[Any, Any, Any]) -> None:
-    """Run *work* in the background of the running loop."""
+def detach(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    """Run *work* in the background of the running loop; a loop that shuts down may never begin it."""
     loop = asyncio.get_running_loop()
+    prune()
     tasks = _background.setdefault(loop, set())
     task = loop.create_task(work)
     tasks.add(task)
     task.add_done_callback(tasks.discard)
+    return task
+
+
+def prune() -> None:
+    """Forget the work of loops that were closed over it: it refers to its loop, and would keep it for ever."""
+    for loop in [other for other in _background if other.is_closed()]:
+        _background.pop(loop, None)
 
 
 async def settle() -> None:

@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Final, TypeVar
 
@@ -25,7 +26,7 @@ from redis.exceptions import ResponseError
 from ._background import Background
 from ._effects import Computed, Encoded, Fetched, Renewal
 from ._flights import Flights
-from ._programs import Ask, Held, Partition, State, publish_call
+from ._programs import END_MARK, Ask, Held, Partition, State, publish_call
 from ._wire.breaker import Breaker
 from ._wire.commands import answer, checked, is_unknown_script, pack, pack_load, pack_script
 from ._wire.endpoint import Endpoint, from_client, from_environment, from_url
@@ -63,6 +64,8 @@ _log = logging.getLogger("askonce")
 _FLUSH_S: Final = 1.0
 #: How long ``close`` waits for what runs in the background.
 _SETTLE_S: Final = 30.0
+#: As in _programs/write.py: how long "not storable" is told to those who wait.
+_TOMBSTONE_MS: Final = 300
 _MOST_ENTRIES: Final = 1_000_000_000
 
 #: The digests whose computation the running code is part of.
@@ -415,29 +418,46 @@ class Namespace:
         if held.grant is not None:
             self.renewals.add(held.grant.renewal(held.wanted))
 
-    def unhold(self, owner: object, held: Held) -> None:
-        """Note that *owner* has finished."""
+    def leave(self, owner: object) -> None:
+        """Note that *owner* leaves what it held to the background."""
         self._holders[owner] = max(self._holders.get(owner, 0) - 1, 0)
+
+    def unhold(self, owner: object, held: Held) -> None:
+        """Note that *owner* has finished; None if it has left before."""
+        if owner is not None:
+            self.leave(owner)
         if held.grant is not None:
             self.renewals.discard(held.grant.renewal(held.wanted))
 
     def orphan(self, owner: object, held: Held) -> None:
         """Take over a lease that was collected; called by the garbage collector, so it must not block."""
-        self._holders[owner] = max(self._holders.get(owner, 0) - 1, 0)
+        if owner is not None:
+            self.leave(owner)
         if held.flight is not None:
             self.state.flights.land(held.flight)
         if held.grant is not None:
+            self.renewals.discard(held.grant.renewal(held.wanted))
             self._orphans.put(held)
+            self.renewals.poke()
+
+    def give_up(self, held: Held) -> None:
+        """Share no more of a computation that goes on: who waits for it computes at once."""
+        if held.flight is not None:
+            self.state.flights.land(held.flight)
+        if held.grant is not None:
+            self.renewals.discard(held.grant.renewal(held.wanted))
+            self.background.submit(partial(self._release, held, _TOMBSTONE_MS))
 
     def _bury(self) -> None:
         while not self._orphans.empty():
-            held = self._orphans.get()
-            if held.grant is None:
-                continue
-            self.renewals.discard(held.grant.renewal(held.wanted))
+            self._release(self._orphans.get(), 0)
+
+    def _release(self, held: Held, tombstone_ms: int) -> None:
+        if held.grant is not None:
             names, digest = held.wanted.partition.names, held.wanted.digest
-            args = (held.grant.holder, 0, b"", held.wanted.partition.publish, b"d" + digest)
-            self._invoke(RELEASE, (names.k + digest, names.w), args)
+            args = (held.grant.holder, tombstone_ms, b"", held.wanted.partition.publish, b"d" + digest)
+            with contextlib.suppress(BackendUnavailable):  # it ends by itself
+                self._invoke(RELEASE, (names.k + digest, names.w), args)
 
     def publish(self, held: Held) -> None:
         """Publish what is recorded of a flight, for followers in other processes."""
@@ -445,8 +465,9 @@ class Namespace:
             self.publisher.add(held, held.flight.tape)
 
     def unpublished(self, held: Held) -> list[bytes]:
-        """Publish no more of a flight; return what followers elsewhere have not been given."""
-        return self.publisher.take(held.flight.tape) if held.flight is not None else []
+        """Publish no more of a flight; return what followers elsewhere have not been given, and the mark of the end."""
+        unsent = self.publisher.take(held.flight.tape) if held.flight is not None else None
+        return [] if unsent is None else [*unsent, END_MARK]
 
     def _publish(self, held: Held, chunks: list[bytes]) -> int:
         if held.grant is None:
@@ -455,7 +476,7 @@ class Namespace:
         return self._invoke(PUBLISH, keys, args)
 
     def _renew(self, renewal: Renewal) -> bool:
-        return self._invoke(RENEW, (renewal.key,), (renewal.holder, renewal.lease_ms))
+        return self._invoke(RENEW, (renewal.key, renewal.running), (renewal.holder, renewal.lease_ms))
 
     def _invoke(self, script: Script[R], keys: tuple[bytes, ...], args: tuple[Arg, ...]) -> R:
         packed = pack_script(script, keys, args)

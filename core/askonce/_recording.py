@@ -10,7 +10,7 @@ from typing import Any
 from ._namespace import Call, Namespace
 from ._programs import Ask, Held
 from ._tapes import Tape
-from .entry import Codec, decode_chunk, encode_chunk
+from .entry import Codec, decode_chunk, encode_chunk, whole
 from .errors import StreamBroken
 
 
@@ -35,19 +35,46 @@ class Passed:
         self.codec = codec
         self._chunks: list[bytes] = []
         self._place = 0
+        self._own = 0  # chunks of the consumer's own call, which are not kept
+
+    @property
+    def nothing(self) -> bool:
+        """Whether the consumer was given nothing yet."""
+        return not self._chunks and not self._own
 
     def begin_source(self) -> None:
         """Expect a source from its first chunk on."""
         self._place = 0
 
     def take(self, chunk: bytes) -> Iterator[Any]:
-        """Yield the chunk, decoded anew, if the consumer does not have it yet."""
+        """Yield the chunk, decoded anew, if the consumer does not have it yet.  Raises Corrupt, then nothing is noted."""
+        value = decode_chunk(chunk, self.codec)
         if self._is_new(chunk):
-            yield decode_chunk(chunk, self.codec)
+            yield value
+
+    def conclude(self, stored: list[bytes]) -> Iterator[Any]:
+        """
+        Yield what is missing of a whole stored stream.
+
+        It may be stored in another form than it was passed on: then text and bytes are compared as one piece.
+        """
+        if stored[: len(self._chunks)] == self._chunks:
+            for chunk in stored[len(self._chunks) :]:
+                self._chunks.append(chunk)
+                yield decode_chunk(chunk, self.codec)
+            return
+        given, all_of_it = whole(self._chunks, self.codec), whole(stored, self.codec)
+        if type(given) is not type(all_of_it) or not isinstance(given, str | bytes):
+            raise StreamBroken(len(self._chunks))
+        if not all_of_it.startswith(given):
+            raise StreamBroken(len(self._chunks))
+        if len(all_of_it) > len(given):
+            yield all_of_it[len(given) :]
 
     def is_new(self, chunk: Any) -> bool:
         """Return whether a chunk of the consumer's own call is one that it does not have yet."""
         if self._place >= len(self._chunks):
+            self._own += 1
             return True  # nothing was passed on by another source: there is nothing to compare with
         return self._is_new(encode_chunk(chunk, self.codec))
 
@@ -68,6 +95,7 @@ class Recording:
         self.tape = held.flight.tape if held.flight is not None else Tape()
         self.whole = True
         self._codec = codec
+        self._held = held
         self._namespace = namespace
         self._most = namespace.settings.max_bytes
         self._begun = time.perf_counter()
@@ -93,4 +121,5 @@ class Recording:
     def _give_up(self, counter: str) -> None:
         self.whole = False
         self._namespace.state.counters.add(counter)
-        self.tape.end()  # whoever follows calls for itself, and compares
+        self._namespace.give_up(self._held)  # whoever follows calls for itself, and compares
+        self.tape.end()

@@ -12,8 +12,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import replace
-from functools import partial
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from . import _programs as programs
 from ._effects import Program
@@ -21,7 +20,12 @@ from ._flights import Flight
 from ._loops import running_loop
 from ._namespace import Call, Namespace
 from ._recording import Asked, Passed, Recording
+from .entry import Corrupt
+from .errors import StreamBroken
 from .served import Served
+
+#: What to go on with when a leader gave up: look again.
+_AGAIN: Final = object()
 
 
 class Driver(Protocol):
@@ -42,54 +46,53 @@ def stream(driver: Driver, asked: Asked, fn: Callable[[], Iterable[Any]]) -> Ite
         passed.begin_source()
         match outcome:
             case Served():
-                for chunk in outcome.value:
-                    yield from passed.take(chunk)
+                yield from passed.conclude(outcome.value)
                 return
             case programs.Held():
                 yield from _lead(driver, asked, outcome, fn, passed)
                 return
             case Flight():
-                if (yield from _follow_here(driver, wanted, outcome, call, passed)):
-                    state.counters.add("coalesced")
-                    return
-                outcome = _again(wanted, outcome) or driver._run(programs.tune_in(state, wanted), call)
-            case programs.Elsewhere():
-                outcome = yield from _follow_elsewhere(driver, wanted, outcome, call, passed)
-                if outcome is None:
-                    state.counters.add("coalesced")
-                    return
-
-
-def _again(wanted: programs.Ask, flight: Flight) -> programs.Held | None:
-    """Return what makes this caller call for itself, if waiting for *flight* again would not end."""
-    return None if flight.tape.ended else programs.Held(wanted, None, None)
+                follow = _follow_here(driver, wanted, outcome, call, passed)
+            case _:
+                follow = _follow_elsewhere(driver, wanted, outcome, call, passed)
+        try:
+            outcome = yield from follow
+        except Corrupt:  # written by another codec: of no use to this caller
+            outcome = programs.Held(wanted, None, None)
+        if outcome is None:
+            state.counters.add("coalesced")
+            return
+        if outcome is _AGAIN:
+            outcome = driver._run(programs.tune_in(state, wanted), call)
 
 
 def _follow_here(
     driver: Driver, wanted: programs.Ask, flight: Flight, call: Call, passed: Passed
-) -> Generator[Any, None, bool]:
-    """Yield what the leader passes on as it comes, or what it lands; return whether that was all."""
+) -> Generator[Any, None, Any]:
+    """Yield what the leader passes on as it comes, or what it lands; return None at the end, or what to go on with."""
+    alone = programs.Held(wanted, None, None)
     if flight.home is not None and flight.home is running_loop():
-        return False  # its leader needs the very loop that this call blocks
+        return alone  # its leader needs the very loop that this call blocks
     tape, count = flight.tape, 0
-    while True:
+    while not (tape.ended and count == len(tape.chunks)):
         try:
             tape.more(count).result(wanted.policy.max_wait_s)
         except FutureTimeoutError:
-            return False
+            return alone
         for chunk in tape.chunks[count:]:
             count += 1
             yield from passed.take(chunk)
-        if tape.ended and count == len(tape.chunks):
-            break
     if tape.error is not None:
         raise tape.error
-    if not tape.complete or count:
-        return tape.complete
-    chunks = driver._run(programs.rest(wanted, flight), call)
-    for chunk in chunks or ():
-        yield from passed.take(chunk)
-    return chunks is not None
+    if not tape.complete:
+        return _AGAIN
+    if count:
+        return None
+    landed = driver._run(programs.rest(wanted, flight), call)
+    if landed is None:
+        return alone
+    yield from passed.conclude(landed)
+    return None
 
 
 def _follow_elsewhere(
@@ -101,6 +104,9 @@ def _follow_elsewhere(
         outcome = driver._run(programs.follow(driver._namespace.state, wanted, elsewhere, count), call)
         if not isinstance(outcome, programs.Chunks):
             return outcome or programs.Held(wanted, None, None)
+        if outcome.stored:
+            yield from passed.conclude(outcome.chunks)
+            return None
         for chunk in outcome.chunks:
             count += 1
             yield from passed.take(chunk)
@@ -112,70 +118,104 @@ def _lead(
     driver: Driver, asked: Asked, held: programs.Held, fn: Callable[[], Iterable[Any]], passed: Passed
 ) -> Iterator[Any]:
     """Yield what the producer yields, recorded; store it once it has come to its end."""
-    namespace, call = driver._namespace, asked.call
-    owner: object = threading.current_thread()
-    recording = Recording(namespace, held, passed.codec)
-    namespace.hold(owner, held)
-    producer: Iterator[Any] = iter(())
+    namespace = driver._namespace
+    leading = _Leading(driver, asked, held, Recording(namespace, held, passed.codec))
     try:
-        producer = iter(fn())
-        for chunk in producer:
-            recording.add(chunk)
-            if passed.is_new(chunk):
-                yield chunk
-    except GeneratorExit:
-        if asked.drain > 0:
-            namespace.background.submit(partial(_drain, driver, asked, held, producer, recording, owner))
-            owner = None  # the background ends it
+        leading.producer = iter(fn())
+        for chunk in leading.producer:
+            new = passed.is_new(chunk)  # first: what breaks this consumer's stream is given to nobody
+            leading.recording.add(chunk)
+            if new:
+                try:
+                    yield chunk
+                except BaseException:  # the consumer's: break, close, an error that it throws in
+                    leading.gone()
+                    raise
+    except StreamBroken:  # of this consumer alone: others may go on with what the model says now
+        leading.close(None)
+        raise
+    except Exception as error:
+        leading.close(error)
+        if held.fallback is None or not passed.nothing:
+            raise
+        namespace.state.counters.add("stale_if_error")
+        yield from passed.conclude(held.fallback.value)
+    except BaseException:
+        leading.close(None)
+        raise
+    else:
+        leading.end()
+
+
+class _Leading:
+    """A stream that this consumer leads, until it ends, fails, or is left to the background."""
+
+    def __init__(self, driver: Driver, asked: Asked, held: programs.Held, recording: Recording) -> None:
+        self.recording = recording
+        self.producer: Iterator[Any] = iter(())
+        self._driver, self._asked, self._held = driver, asked, held
+        self._owner: object = threading.current_thread()
+        self._lock = threading.Lock()
+        self._over = False
+        driver._namespace.hold(self._owner, held)
+
+    def end(self) -> None:
+        """The producer came to its end: store what was recorded."""
+        if self._first():
+            namespace, recording, held = self._driver._namespace, self.recording, self._held
+            if recording.whole:
+                chunks, unsent = recording.tape.chunks, namespace.unpublished(held)
+                self._run(programs.end(namespace.state, held, chunks, recording.cost_ms, unsent))
+            else:
+                self._run(programs.abandon(namespace.state, held, None))
+
+    def close(self, error: Exception | None, *, drained: bool = False) -> None:
+        """The producer failed, or is not wanted any more: give the lease back.  Not if it was left to a drain."""
+        if (drained or self._owner is not None) and self._first():
+            try:
+                # First, and without waiting for a producer that takes its time to close: others may go on.
+                self._run(programs.abandon(self._driver._namespace.state, self._held, error))
+            finally:
+                close = getattr(self.producer, "close", None)
+                if close is not None:
+                    close()
+
+    def gone(self) -> None:
+        """The consumer has gone: go on in the background for a while, or hand over."""
+        if self._asked.drain > 0 and not self._over:
+            self._driver._namespace.leave(self._owner)
+            self._owner = None
+            self._driver._namespace.background.submit(self._drain)
+            # A producer that hangs cannot be interrupted; the lease can be given back.
+            timer = threading.Timer(self._asked.drain, self._give_up)
+            timer.daemon = True
+            timer.start()
         else:
-            _close(producer)
-            driver._run(programs.abandon(namespace.state, held, None), call)
-        raise
-    except BaseException as error:
-        driver._run(
-            programs.abandon(namespace.state, held, error if isinstance(error, Exception) else None), call
-        )
-        raise
-    else:
-        _end(driver, held, call, recording)
-    finally:
-        if owner is not None:
-            namespace.unhold(owner, held)
+            self.close(None)
 
+    def _drain(self) -> None:
+        until = time.monotonic() + self._asked.drain
+        try:
+            for chunk in self.producer:
+                self.recording.add(chunk)
+                if time.monotonic() > until:
+                    self.close(None, drained=True)
+                    return
+            self.end()
+        except Exception as error:  # noqa: BLE001  nobody is there to hear of it but those who follow
+            self.close(error, drained=True)
 
-def _end(driver: Driver, held: programs.Held, call: Call, recording: Recording) -> None:
-    state = driver._namespace.state
-    if recording.whole:
-        driver._run(programs.end(state, held, recording.tape.chunks, recording.cost_ms), call)
-    else:
-        driver._run(programs.abandon(state, held, None), call)
+    def _give_up(self) -> None:
+        if self._first():
+            self._run(programs.abandon(self._driver._namespace.state, self._held, None))
 
+    def _first(self) -> bool:
+        """Note the end; return whether it is the first."""
+        with self._lock:
+            first, self._over = not self._over, True
+        if first:
+            self._driver._namespace.unhold(self._owner, self._held)
+        return first
 
-def _drain(
-    driver: Driver,
-    asked: Asked,
-    held: programs.Held,
-    producer: Iterator[Any],
-    recording: Recording,
-    owner: object,
-) -> None:
-    """Read a stream to its end whose consumer has gone, for as long as was asked."""
-    state, call, until = driver._namespace.state, asked.call, time.monotonic() + asked.drain
-    try:
-        for chunk in producer:
-            recording.add(chunk)
-            if time.monotonic() > until:
-                _close(producer)
-                driver._run(programs.abandon(state, held, None), call)
-                return
-        _end(driver, held, call, recording)
-    except Exception as error:  # noqa: BLE001  nobody is there to hear of it but those who follow
-        driver._run(programs.abandon(state, held, error), call)
-    finally:
-        driver._namespace.unhold(owner, held)
-
-
-def _close(producer: Iterator[Any]) -> None:
-    close = getattr(producer, "close", None)
-    if close is not None:
-        close()
+    def _run(self, program: Program[Any]) -> None:
+        self._driver._run(program, self._asked.call)

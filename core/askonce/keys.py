@@ -419,6 +419,8 @@ def _compare(left: Any, right: Any, path: str, found: list[Difference]) -> None:
             _compare(one, other, f"{path}[{index}]", found)
     elif ormsgpack.packb(left, option=_SORTED) != ormsgpack.packb(right, option=_SORTED):
         if _opened(left)[0] == _VERBATIM == _opened(right)[0]:
-            _compare(_inside(_parts(left)[1]), _inside(_parts(right)[1]), path, found)
+            inside: list[Difference] = []
+            _compare(_inside(_parts(left)[1]), _inside(_parts(right)[1]), path, inside)
+            found.extend(inside or [Difference(path, _visible(left), _visible(right))])
         else:
             found.append(Difference(path, _visible(left), _visible(right)))

@@ -15,7 +15,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, ClassVar
 
 import redis
 
@@ -35,7 +35,7 @@ class Producer:
     Of a producer made with ``let=0`` the first chunk comes when it is ``let``, and the end is let as a chunk is.
     """
 
-    _made: weakref.WeakSet[Producer] = weakref.WeakSet()
+    _made: ClassVar[weakref.WeakSet[Producer]] = weakref.WeakSet()
 
     def __init__(
         self, *chunks: Any, error: BaseException | None = None, let: int | None = None, close: str = ""
@@ -269,17 +269,15 @@ class Party:
         """Run a coroutine on this party's loop."""
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(seconds)
 
+    @property
+    def following(self) -> bool:
+        """Whether a caller of this party waits for more of a stream, here or elsewhere."""
+        flights = list(self.namespace.state.flights._flights.values())
+        return bool(self.namespace.listener._waiting or any(flight.tape._waiting for flight in flights))
+
     def follows(self, seconds: float = 10.0) -> None:
-        """Return once a caller of this party waits for more of a stream, here or elsewhere."""
-
-        def following() -> bool:
-            flights = list(self.namespace.state.flights._flights.values())
-            return bool(
-                self.namespace.listener._waiting
-                or any(flight.tape is not None and flight.tape._waiting for flight in flights)
-            )
-
-        until(following, seconds)
+        """Return once a caller of this party waits for more of a stream."""
+        until(lambda: self.following, seconds)
 
     def stop(self) -> None:
         """End the readers and close the cache."""

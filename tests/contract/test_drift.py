@@ -31,7 +31,7 @@ def test_a_mistake_in_the_scripts_is_found(own_server, server, crew, mutation):
     """The audit fails for each of the mutations, within seconds."""
     if server.name != "valkey":
         pytest.skip("the mutants need one server only")
-    found = drift.audit(crew, own_server(), drift.MUTATIONS[mutation][1], 1.5, mutation, lives=0.5)
+    found = drift.audit(crew, own_server(), drift.MUTATIONS[mutation][1], 1.0, mutation, lives=0.5)
 
     print(f"\n{mutation}: {'; '.join(found.problems)}")
     assert found.problems != []
@@ -41,7 +41,7 @@ def test_the_control_of_the_mutants_is_sound(own_server, server, crew):
     """Without a mutation, the scenario in which books are lost under load heals completely."""
     if server.name != "valkey" or drift.LOST in SCENARIOS:
         pytest.skip("it runs once")
-    found = drift.audit(crew, own_server(), drift.LOST, 1.5, lives=0.5)
+    found = drift.audit(crew, own_server(), drift.LOST, 1.0, lives=0.2)
 
     print(f"\n{found}")
     assert found.problems == []

@@ -21,6 +21,7 @@ import redis.asyncio.connection as aio
 from redis.connection import Connection
 
 from askonce import AskonceError, AsyncCache, BackendUnavailable, Cache, Policy, Source, scripts
+from askonce._wire import listener, renewals
 
 from . import forks
 from .audit import Auditor
@@ -275,7 +276,7 @@ def test_who_waits_is_woken_by_a_lost_connection(own_server, make_driver):
 def test_connections_that_redis_closes_are_made_anew(driver, raw):
     """CLIENT KILL of all ours, again and again: at most a call is made without the cache."""
     driver.store("q", "answer")
-    for _ in range(5):
+    for _ in range(2):
         raw.client_kill_filter(_type="normal", skipme=True)
         assert driver.get_or_compute("q", lambda: "answer") == "answer"
         until(lambda: driver.lookup("q") is not None)
@@ -350,7 +351,7 @@ def test_a_redis_that_evicts_what_it_likes_costs_hits_and_nothing_else(own_serve
 
 def test_a_replica_serves_hits(own_server, make_driver):
     """READONLY: what is stored is served, what is missing is computed, and when it is promoted it stores."""
-    master, replica = own_server(), own_server()
+    master, replica = own_server("--repl-diskless-sync-delay", "0"), own_server()
     source = make_driver(master.url)
     source.store("q", "answer")
     follower = redis.Redis.from_url(replica.url)
@@ -733,8 +734,11 @@ def test_a_closed_cache_leaves_nothing_running(url, raw):
     until(lambda: ours() == threads)
 
 
-def test_a_cache_that_is_dropped_leaves_nothing_running(url, raw):
-    """The same for caches that were collected without being closed."""
+@pytest.mark.slow
+def test_a_cache_that_is_dropped_leaves_nothing_running(url, raw, monkeypatch):
+    """The same, some seconds later, for caches that were collected without being closed."""
+    for module in (listener, renewals):
+        monkeypatch.setattr(module, "_IDLE_S", 0.5)
     policy = Policy(stale_while_revalidate="1h")
     connections, threads = len(raw.client_list()), ours()
     for _ in range(3):

@@ -18,8 +18,10 @@ import pytest
 import redis
 
 from askonce import AsyncCache, Cache, LeaderFailed, Policy, Refused, Source, scripts
+from askonce._wire import listener
 
 from . import callers
+from .colours import call_on
 from .polling import until
 from .upstream import Gate, counting
 
@@ -509,6 +511,31 @@ async def test_a_storm_of_cancellations_leaves_nothing_behind(pair):
             assert await one.get_or_compute({"n": number}, model) == "answer"
 
 
+def test_an_answer_at_the_very_end_of_the_patience_is_no_error(url):
+    """The leader lands just as a follower gives up waiting: the follower is answered, in one way or the other."""
+    with Cache(url, namespace="test") as cache:
+        gate, answers = Gate(), []
+        leading = threading.Thread(target=lambda: answers.append(cache.get_or_compute("q", gate)))
+        leading.start()
+        gate.wait()
+        (flight,) = cache._namespace.state.flights._flights.values()
+        result = flight.future.result
+
+        def meanwhile(seconds=None):
+            if seconds is None:
+                return result()
+            flight.future.result = result
+            gate.open()
+            leading.join(10)
+            raise TimeoutError  # as if the time had been over before
+
+        flight.future.result = meanwhile
+        answers.append(cache.get_or_compute("q", lambda: "impatient"))
+
+        assert answers[0] == "answer"
+        assert answers[1] in {"answer", "impatient"}
+
+
 # --- messages and counters that are lost ------------------------------------------------------------------------
 
 
@@ -527,6 +554,87 @@ def test_a_lost_message_costs_one_lease_at_most(make_driver):
 
     assert leading.result(10).value == following.result(10).value == "answer"
     assert time.monotonic() - start < 0.8 + 1.0
+
+
+ENDINGS = {
+    "error": lambda lease: (lease.abandon, RuntimeError("quota")),
+    "hand-over": lambda lease: (lease.abandon,),
+    "answer": lambda lease: (lease.finish, "leader's"),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_nothing_is_lost_between_a_question_and_its_waiting(make_driver, ending):
+    """A flight that ends just as somebody makes ready to wait for it ends for this one, too."""
+    driver, other = make_driver(), make_driver()
+    lease = driver.cache.begin("q") if driver.colour == "threads" else driver.begin("q")
+    ours = other.cache._namespace.listener
+    register, ended = ours.register, []
+
+    def meanwhile(*args, **words):
+        registration = register(*args, **words)
+        if not ended:
+            ended.append(True)
+            call_on(driver, *ENDINGS[ending](lease))
+        return registration
+
+    ours.register = meanwhile
+    start = time.monotonic()
+    if ending == "error":
+        with pytest.raises(LeaderFailed, match="RuntimeError"):
+            other.get_or_compute("q", lambda: "follower's")
+    else:
+        expected = "leader's" if ending == "answer" else "follower's"
+        assert other.get_or_compute("q", lambda: "follower's") == expected
+    assert ended == [True]
+    assert time.monotonic() - start < 3
+
+
+def test_who_comes_as_the_listener_goes_to_sleep_is_woken(url, raw, names, monkeypatch):
+    """A message that falls between the last look of an idle listener and its end wakes its waiter nevertheless."""
+    monkeypatch.setattr(listener, "_IDLE_S", 0.2)
+    with Cache(url, namespace="test") as cache:
+        ours = cache._namespace.listener
+        ours.register(b"first").close()  # awake now, and idle soon
+        clear, late = ours._subscribed.clear, []
+
+        def going():
+            if not late:
+                late.append(ours.register(b"late"))
+                raw.publish(names.w, b"dlate")
+            clear()
+
+        ours._subscribed.clear = going
+        until(lambda: late, 5)
+
+        until(lambda: late[0].woken.done(), 3)
+
+
+async def test_a_caller_that_is_cancelled_while_it_registers_leaves_nothing_behind(pair):
+    """Cancelled before the subscription was there: nobody keeps listening for it."""
+    one, other = pair
+    model = Model()
+    leader = asyncio.create_task(one.serve("q", model))
+    await model.entered.wait()
+    ours = other._namespace.listener
+    register, registering = ours.register, threading.Event()
+
+    def slowly(*args, **words):
+        registering.set()
+        time.sleep(0.1)
+        return register(*args, **words)
+
+    ours.register = slowly
+    follower = asyncio.create_task(other.serve("q", model))
+    await eventually(registering.is_set)
+    follower.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await follower
+    model.released.set()
+    await leader
+    await asyncio.sleep(0.3)  # for the registration to be made, if it will be
+
+    await eventually(lambda: not ours._waiting)
 
 
 def test_fences_rise_even_if_the_counter_is_lost(driver, raw, names):

@@ -9,8 +9,9 @@ from concurrent.futures import wait
 
 import pytest
 
-from askonce import Policy, Refused, Source
+from askonce import Hot, Policy, Refused, Source
 
+from .colours import close
 from .polling import age, until
 from .upstream import Gate, counting
 
@@ -315,3 +316,99 @@ def test_an_answer_is_never_fresh_for_longer_than_its_ttl(make_driver):
 
     assert driver.lookup("q").ttl <= 3600
     assert driver.lookup("q").age == 0.0
+
+
+# --- hot answers ------------------------------------------------------------------------------------------------
+
+
+HOT = Policy(ttl="1h", hot=Hot(threshold=4, window="1h", ttl="6h", max_age="8h"))
+
+
+def test_an_answer_that_is_asked_for_often_is_kept_longer(make_driver, put):
+    """At the threshold of uses, by the whole fleet, it is fresh for the hot ttl from now."""
+    one, other = make_driver(policy=HOT), make_driver(policy=HOT)
+    put(one, 0)
+
+    for _ in range(3):
+        one.lookup("q")
+    assert one.lookup("q").ttl < 3601
+    other.lookup("q")
+
+    until(lambda: one.lookup("q").ttl > 5 * 3600)
+    assert one.lookup("q").ttl == pytest.approx(6 * 3600, abs=5)
+
+
+def test_a_hot_answer_is_never_kept_beyond_its_greatest_age(make_driver, put):
+    """However often it is asked for, it ends ``max_age`` after it was stored."""
+    driver = make_driver(policy=HOT)
+    put(driver, 3000)  # fresh for ten minutes more
+
+    until(lambda: driver.lookup("q").ttl > 2 * 3600)
+    for _ in range(20):
+        driver.lookup("q")
+    served = driver.lookup("q")
+    assert served.age + served.ttl <= 8 * 3600 + 2
+
+
+def test_a_hot_answer_near_its_greatest_age_is_kept_for_the_rest(make_driver, put):
+    """Seven and a half hours old of eight: half an hour more, and no longer."""
+    driver = make_driver(policy=HOT)
+    put(driver, 7.5 * 3600, ttl=7.6 * 3600)
+
+    until(lambda: driver.lookup("q").ttl > 1000)
+    for _ in range(20):
+        driver.lookup("q")
+    assert driver.lookup("q").ttl == pytest.approx(1800, abs=5)
+
+
+def test_what_is_rarely_asked_for_keeps_its_life(make_driver, put):
+    """Below the threshold nothing changes."""
+    driver = make_driver(policy=Policy(ttl="1h", hot=Hot(threshold=100)))
+    put(driver, 0)
+
+    for _ in range(30):
+        driver.lookup("q")
+    close(driver)  # waits for what runs in the background
+
+    assert driver.lookup("q").ttl < 3601
+
+
+def test_the_books_follow_a_hot_answer(make_driver, put, raw, names):
+    """Header, Redis's own expiry and the books move together."""
+    driver = make_driver(policy=HOT)
+    put(driver, 0)
+    until(lambda: driver.lookup("q").ttl > 5 * 3600)
+
+    (score,) = (score for member, score in raw.zrange(names.x, 0, -1, withscores=True) if member != b"#")
+    recorded = (int(score) >> 22) + 1_704_067_200 - raw.time()[0]
+    assert recorded == pytest.approx(6 * 3600, abs=5)
+    assert raw.pttl(driver.explain("q").key) == pytest.approx(6 * 3_600_000, abs=5000)
+    assert driver.usage().entries == 1
+
+
+# --- early refresh ----------------------------------------------------------------------------------------------
+
+
+def test_an_answer_may_be_refreshed_before_it_ends(make_driver, put):
+    """Near its end, a fresh answer is served as a hit and refreshed behind the caller, by one of them."""
+    driver = make_driver(policy=Policy(ttl="1h", early=100))
+    put(driver, 3598, cost=60)  # two seconds left of an answer that took a minute
+    fn, calls = counting(value="new")
+
+    served = [driver.serve("q", fn) for _ in range(5)]
+    until(lambda: driver.lookup("q").value == "new 1")
+
+    assert {one.source for one in served} == {Source.HIT}
+    assert served[0].value == "old"
+    assert len(calls) == 1
+
+
+def test_without_the_rule_nothing_is_refreshed_early(make_driver, put):
+    """early=0, the default, calls nothing as long as the answer is fresh."""
+    driver = make_driver(policy=ONE_HOUR)
+    put(driver, 3590, cost=60)
+    fn, calls = counting(value="new")
+
+    assert driver.serve("q", fn).value == "old"
+    close(driver)
+    assert calls == []

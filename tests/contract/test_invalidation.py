@@ -233,10 +233,19 @@ def test_a_refresh_begun_before_is_not_served_after(make_driver, raw, kind, else
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("lost", [(), ("c", "f", "l", "x", "tv")], ids=["sound", "keys lost"])
 @pytest.mark.parametrize("kind", ["invalidate", "invalidate_tag", "bump"])
-def test_no_moment_of_a_flight_lets_an_old_answer_through(url, kind):
-    """An invalidation at a random moment of a flight: no answer begun before it returned is served after, ever."""
+def test_no_moment_of_a_flight_lets_an_old_answer_through(url, raw, names, kind, lost):
+    """
+    An invalidation at a random moment of a flight: no answer begun before it returned is served after, ever.
+
+    Also while somebody deletes the control word, the fencing counter, the books and the list of tags at random.
+    """
     rng = random.Random(kind)
+    hour_ago = raw.time()[0] - 3600
+    raw.set(
+        names.c, f"{hour_ago - 1_704_067_200}:{hour_ago}000"
+    )  # a namespace that is not bumped once a second
     with Cache(url, namespace="test") as here, Cache(url, namespace="test") as there:
         here.store("warm", "up"), there.store("warm", "up")
         begun, lock = 0, threading.Lock()
@@ -252,9 +261,13 @@ def test_no_moment_of_a_flight_lets_an_old_answer_through(url, kind):
         for turn in range(100):
             leading = threading.Thread(target=here.get_or_compute, args=("q", model), kwargs={"tags": ["t"]})
             leading.start()
-            time.sleep(rng.uniform(0, 0.008))
+            time.sleep(rng.uniform(0, 0.006))
+            if lost:
+                raw.delete(getattr(names, rng.choice(lost)))
             undo(here if turn % 2 else there, kind)
             least = begun
+            if lost:
+                raw.delete(getattr(names, rng.choice(lost)))
             asked = [one.get_or_compute("q", model, tags=["t"]) for one in (here, there)]
             assert min(asked) > least, f"turn {turn}: answers {asked}, and {least} had begun before"
             leading.join()

@@ -46,7 +46,25 @@ OTHER = Fingerprints("", {}).of("another question")
 MEMBER = b"7:" + DIGEST
 TOKEN = b"a token"
 FENCE = 50
-HOLDER = b"7:50:a token"
+
+
+class Holder:
+    """The value of a lease key: generation, fence and token, whatever the token is made of besides."""
+
+    def __init__(self, fence: int | None, token: bytes, generation: int = GENERATION) -> None:
+        self._head = b"" if fence is None else b"%d:%d:" % (generation, fence)
+        self._tail = token
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, bytes) and other.startswith(self._head) and other.endswith(self._tail)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"{self._head!r}...{self._tail!r}"
+
+
+HOLDER = Holder(FENCE, TOKEN)
 
 
 class Player:

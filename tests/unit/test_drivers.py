@@ -166,8 +166,9 @@ def test_the_async_cache_takes_both_kinds_of_functions():
     assert both.do("get_or_compute", "b", lambda: "now") == "now"
 
 
-def test_a_function_that_asks_for_its_own_key_is_answered(both):
+def test_a_function_that_asks_for_its_own_key_is_answered(make):
     """It does not wait for itself."""
+    both = make(policy=Policy(max_wait=2))
     cache = both.cache
     if isinstance(cache, AsyncCache):
 
@@ -180,6 +181,7 @@ def test_a_function_that_asks_for_its_own_key_is_answered(both):
 
     assert both.do("get_or_compute", "q", fn) == "outer inner"
     assert both.do("lookup", "q").value == "outer inner"
+    assert cache._namespace.state.counters.peek()["bypassed:reentrant"] == 1
 
 
 # --- behind the caller --------------------------------------------------------------------------------------------
@@ -302,7 +304,7 @@ async def test_a_sync_call_on_the_leaders_loop_does_not_wait():
 
 async def test_threads_and_tasks_share_a_flight():
     """A task leads, a thread follows; each has the answer."""
-    cache = Cache(AWAY)  # Redis is away: the flight alone makes it one call
+    cache = Cache(AWAY, policy=Policy(max_wait=2))  # Redis is away: the flight alone makes it one call
     started, finish, calls = asyncio.Event(), asyncio.Event(), []
 
     async def compute() -> str:
@@ -325,7 +327,7 @@ async def test_threads_and_tasks_share_a_flight():
 
 async def test_a_cancelled_leader_hands_over():
     """The first task is cancelled while it computes; the one that had joined computes."""
-    cache = AsyncCache(AWAY)
+    cache = AsyncCache(AWAY, policy=Policy(max_wait=2))
     started, never, calls = asyncio.Event(), asyncio.Event(), []
 
     async def compute() -> str:
@@ -343,6 +345,7 @@ async def test_a_cancelled_leader_hands_over():
     first.cancel()
 
     assert await second == "an answer"
+    assert "bypassed:max_wait" not in cache._namespace.state.counters.peek()
     with pytest.raises(asyncio.CancelledError):
         await first
     assert len(cache._namespace.state.flights) == 0

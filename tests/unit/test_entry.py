@@ -33,8 +33,12 @@ from askonce.entry import (
     Entry,
     cost_ms,
     decode,
+    decode_chunk,
     decode_payload,
+    decode_stream,
     encode,
+    encode_chunk,
+    encode_stream,
     is_grave,
     parse,
     tag_block,
@@ -364,6 +368,77 @@ def test_a_codec_whose_name_begins_alike_is_another_codec():
     flags, payload = encode("text", Longer(), 0)
     with pytest.raises(Corrupt, match="another codec"):
         decode_payload(flags, payload, Reversed())
+
+
+# --- streams ------------------------------------------------------------------------------------------------------
+
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@given(st.lists(texts | json_values))
+def test_a_stream_comes_back_chunk_by_chunk(chunks):
+    """As a stream it is the chunks that were passed on; none is joined, split or changed."""
+    flags, payload = encode_stream([encode_chunk(chunk, None) for chunk in chunks], 7)
+    found = [decode_chunk(chunk, None) for chunk in decode_stream(flags, payload, None)]
+
+    assert found == chunks
+    assert kinds(found) == kinds(chunks)
+    assert cost_ms(payload) == 7
+
+
+@given(st.lists(texts, min_size=1) | st.lists(st.binary(), min_size=1))
+def test_a_stream_of_text_is_a_value_in_one_piece(chunks):
+    """Who asks for the value of a stream has its text, or its bytes, whole."""
+    flags, payload = encode_stream([encode_chunk(chunk, None) for chunk in chunks], 0)
+
+    assert decode_payload(flags, payload, None) == type(chunks[0])().join(chunks)
+
+
+@pytest.mark.parametrize("chunks", [[], [{"a": 1}, {"b": 2}], ["a", b"b"], ["a", 1], [None]])
+def test_a_stream_of_anything_else_is_a_list(chunks):
+    """Chunks that are not all text, or all bytes, are not joined by guessing."""
+    flags, payload = encode_stream([encode_chunk(chunk, None) for chunk in chunks], 0)
+
+    assert decode_payload(flags, payload, None) == chunks
+
+
+@given(texts | json_values)
+def test_a_value_is_a_stream_of_one_chunk(value):
+    """What was stored as a value can be streamed."""
+    flags, payload = encode(value, None, 0)
+    (chunk,) = decode_stream(flags, payload, None)
+
+    assert decode_chunk(chunk, None) == value
+
+
+def test_chunks_of_a_codec():
+    """Each chunk is written by the codec, and another one cannot read them."""
+    codec = Reversed()
+    flags, payload = encode_stream([encode_chunk(text, codec) for text in ("one", "two")], 0)
+
+    assert [decode_chunk(chunk, codec) for chunk in decode_stream(flags, payload, codec)] == ["one", "two"]
+    for reader in (None, Renamed(), Broken()):
+        with pytest.raises(Corrupt):
+            decode_stream(flags, payload, reader)
+        with pytest.raises(Corrupt):
+            decode_payload(flags, payload, reader)
+
+
+def test_a_chunk_that_would_not_come_back_is_refused():
+    """Like a value."""
+    with pytest.raises(Uncacheable):
+        encode_chunk({1: 2}, None)
+
+
+@given(st.binary(max_size=60), st.sampled_from([None, Reversed(), Broken()]))
+def test_random_bytes_are_no_stream(data, codec):
+    """Whatever is read is untrusted."""
+    for read in (decode_payload, decode_stream):
+        for kind in (b"k", b"j", b"c"):
+            try:
+                read(0, kind + b"\0\0\0\0" + data, codec)
+            except Corrupt:
+                continue
 
 
 # --- compression --------------------------------------------------------------------------------------------------

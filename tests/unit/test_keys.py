@@ -673,6 +673,8 @@ def test_another_order_below_verbatim_is_a_difference():
 @example(Verbatim([1]), [1])
 @example(Verbatim({"a": 1}), [["a", 1]])
 @example(Verbatim(Verbatim(1)), Verbatim(1))
+@example(Verbatim([]), Verbatim({}))
+@example(Verbatim({"a": [["b", 1]]}), Verbatim({"a": {"b": 1}}))
 def test_two_requests_without_differences_share_an_answer(one, other):
     """``explain`` finds a difference if, and only if, the fingerprints differ."""
     of = Fingerprints("", {}).of
@@ -682,6 +684,7 @@ def test_two_requests_without_differences_share_an_answer(one, other):
 
 @given(json_values, json_values)
 @settings(max_examples=50)
+@example(Verbatim(None), Verbatim([-(2**70), "\ud800"]))
 def test_differences_of_any_two_requests_can_be_told(one, other):
     """Whatever can be keyed can be explained."""
     assert differences(one, one) == []

@@ -93,7 +93,8 @@ def test_a_miss_is_the_callers_to_compute(state):
 
     assert isinstance(outcome, Held)
     assert outcome.grant is not None
-    assert (outcome.grant.fence, outcome.grant.holder) == (FENCE, HOLDER)
+    assert outcome.grant.fence == FENCE
+    assert outcome.grant.holder == HOLDER
     assert outcome.flight is not None
     assert outcome.flight.fence == FENCE
     assert counts(state) == {"misses": 1}
@@ -305,6 +306,14 @@ def test_only_if_cached_never_makes_a_caller_compute(state):
     """A lease is the duty to compute, which is what was forbidden."""
     with pytest.raises(NotCached):
         start(state, MISS, only_if_cached=True)
+    assert len(state.flights) == 0
+
+
+def test_only_if_cached_serves_a_stale_entry(state):
+    """It may be served, and it is not the caller's to revalidate."""
+    served = start(state, (Fetch, fetched(STALE)), policy=WINDOWS, only_if_cached=True)
+
+    assert served.source is Source.STALE
     assert len(state.flights) == 0
 
 

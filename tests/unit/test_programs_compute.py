@@ -51,6 +51,7 @@ from .play import (
     TOKEN,
     WORD,
     Cancelled,
+    Holder,
     Player,
     Registered,
     arguments,
@@ -137,7 +138,7 @@ def test_a_miss_is_computed_and_stored(state):
     served = ask(
         state,
         (Fetch(0, (MEMBER,)), fetched(None)),
-        (Invoke(LEASE, 0, keys, (7, TOKEN, 10_000, b"", b"")), granted()),
+        (Invoke(LEASE, 0, keys, (7, Holder(None, TOKEN), 10_000, b"", b"")), granted()),
         (LEASED, computed("new")),
         (Encode("new", 30), Encoded(0, b"payload")),
         (
@@ -430,7 +431,7 @@ def test_a_generation_that_moved_while_asking(state, part):
         (like(LEASE, generation=7, seen=fence_of(EXPIRED)), outdated(b"8:100")),
         (CONTROL, controlled(b"8:100")),
         (like(LEASE, generation=8, seen=b""), granted(word=b"8:100")),
-        (Compute((0,), (replace(RENEWAL, holder=b"8:50:a token"),)), computed("new")),
+        (Compute((0,), (replace(RENEWAL, holder=Holder(FENCE, TOKEN, generation=8)),)), computed("new")),
         (like(STORE, generation=8, member=b"8:" + DIGEST), stored()),
         policy=WINDOWS,
     )

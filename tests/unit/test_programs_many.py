@@ -14,6 +14,7 @@ from askonce.scripts import CONTROL, FENCED_OFF, LEASE, RELEASE, REPLACED, STORE
 
 from .play import (
     Cancelled,
+    Holder,
     Player,
     Registered,
     arguments,
@@ -188,18 +189,26 @@ def test_the_function_is_called_once_with_exactly_what_is_missing(state):
     lease = program.asks()
     assert isinstance(lease, InvokeMany)
     given = [arguments(LEASE, args) for _, args in lease.calls]
-    assert [call["token"] for call in given] == [b"t0", b"t2", b"t4"]
+    assert [call["token"] for call in given] == [
+        Holder(None, b"t0"),
+        Holder(None, b"t2"),
+        Holder(None, b"t4"),
+    ]
     assert [call["seen"] for call in given] == [b"", b"", fence_of(entry(fence=9))]
     program.play(leases(granted(50), granted(51), granted(52)))
     compute = program.asks()
     assert compute.indices == (0, 2, 4)
-    assert [renewal.holder for renewal in compute.leases] == [b"7:50:t0", b"7:51:t2", b"7:52:t4"]
+    assert [renewal.holder for renewal in compute.leases] == [
+        Holder(50, b"t0"),
+        Holder(51, b"t2"),
+        Holder(52, b"t4"),
+    ]
     program.play((Compute, computed("A", "C", "E")))
     store = program.asks()
     assert [arguments(STORE, args)["holder"] for _, args in store.calls] == [
-        b"7:50:t0",
-        b"7:51:t2",
-        b"7:52:t4",
+        Holder(50, b"t0"),
+        Holder(51, b"t2"),
+        Holder(52, b"t4"),
     ]
     program.play(stores(stored(), stored(REPLACED), stored()))
 
@@ -342,7 +351,7 @@ def test_leases_that_redis_refused_are_raised_by_a_strict_cache():
     with pytest.raises(BackendUnavailable):
         run(get_or_compute_many(state, asks(state, 2)), respond)
 
-    assert b"7:50:t0" in released
+    assert Holder(50, b"t0") in released
     assert len(state.flights) == 0
 
 
@@ -355,9 +364,9 @@ def test_an_error_gives_all_leases_back(state, error):
     program = Player(get_or_compute_many(state, asks(state, 3)))
     program.play((Fetch, fetched(None, None, None)), leases(granted(50), held(), granted(52)))
     program.play((is_compute(0, 2), error))
-    program.play((like(RELEASE, holder=b"7:50:t0", text=name, tombstone_ms=300), True))
+    program.play((like(RELEASE, holder=Holder(50, b"t0"), text=name, tombstone_ms=300), True))
     with pytest.raises(type(error)) as raised:
-        program.play((like(RELEASE, holder=b"7:52:t2", text=name, tombstone_ms=300), True))
+        program.play((like(RELEASE, holder=Holder(52, b"t2"), text=name, tombstone_ms=300), True))
 
     assert raised.value is error
     assert len(state.flights) == 0
@@ -370,9 +379,9 @@ def test_a_cancelled_call_hands_all_leases_over(state):
     program.asks()
     flights = [state.flights.board(wanted.flight_key)[0] for wanted in asks(state, 2)]
     program.play(leases(granted(50), granted(51)), (Compute, Cancelled()))
-    program.play((like(RELEASE, holder=b"7:50:t0", tombstone_ms=0), True))
+    program.play((like(RELEASE, holder=Holder(50, b"t0"), tombstone_ms=0), True))
     with pytest.raises(Cancelled):
-        program.play((like(RELEASE, holder=b"7:51:t1", tombstone_ms=0), True))
+        program.play((like(RELEASE, holder=Holder(51, b"t1"), tombstone_ms=0), True))
 
     assert [flight.future.result(0) for flight in flights] == [None, None]
 
@@ -386,7 +395,7 @@ def test_a_call_cancelled_while_it_leases_gives_back_what_it_has(state):
             case Fetch():
                 return fetched(*[None] * len(effect.members))
             case InvokeMany():
-                if effect.calls[0][1][1] != b"t0":
+                if effect.calls[0][1][1] != Holder(None, b"t0"):
                     return Cancelled()
                 return [granted(50 + number) for number in range(len(effect.calls))]
             case Invoke():
@@ -396,7 +405,8 @@ def test_a_call_cancelled_while_it_leases_gives_back_what_it_has(state):
     with pytest.raises(Cancelled):
         run(get_or_compute_many(state, asks(state, 130)), respond)
 
-    assert {b"7:%d:t%d" % (50 + number, number) for number in range(128)} <= set(released)
+    for number in range(128):
+        assert Holder(50 + number, b"t%d" % number) in released
     assert len(state.flights) == 0
 
 
@@ -443,8 +453,8 @@ def test_what_may_not_be_stored_is_served(state):
         (Compute, computed("A", "", object())),
         (Encode, lambda effect: encoded(effect)),
         (Encode, Refused("empty")),
-        (like(RELEASE, holder=b"7:51:t1", text=""), True),
-        (like(RELEASE, holder=b"7:52:t2", text=""), True),
+        (like(RELEASE, holder=Holder(51, b"t1"), text=""), True),
+        (like(RELEASE, holder=Holder(52, b"t2"), text=""), True),
         stores(stored()),
     )
 

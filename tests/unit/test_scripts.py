@@ -298,7 +298,7 @@ def test_numbers_are_sent_in_decimal():
         ("control", [5, b"7:1", 1], Controlled(5, b"7:1", 1)),
         ("lease", [1, 5, b"7:1", b"entry"], Leased(1, 5, b"7:1", entry=b"entry")),
         ("lease", [2, 5, b"7:1", 50], Leased(2, 5, b"7:1", fence=50)),
-        ("lease", [3, 5, b"7:1", 50, 900], Leased(3, 5, b"7:1", fence=50, left_ms=900)),
+        ("lease", [3, 5, b"7:1", 50, 900, b"1-x"], Leased(3, 5, b"7:1", fence=50, left_ms=900, token=b"1-x")),
         ("lease", [4, 5, b"7:1", b"ValueError"], Leased(4, 5, b"7:1", text="ValueError")),
         ("lease", [4, 5, b"7:1", b"\xff"], Leased(4, 5, b"7:1", text="\ufffd")),
         ("lease", [5, 5, b""], Leased(5, 5, b"")),

@@ -12,7 +12,7 @@ is an effect (see ``_effects``).  Rules that keep it so:
 """
 
 from .admin import bump, clear, flush, invalidate, invalidate_tag, usage, whereabouts
-from .begin import Held, abandon, begin, finish, publish_call
+from .begin import END_MARK, Held, abandon, begin, finish, publish_call
 from .compute import get_or_compute
 from .find import lookup
 from .many import get_many, get_or_compute_many
@@ -21,6 +21,7 @@ from .stream import Chunks, Elsewhere, end, follow, rest, tune_in
 from .write import store
 
 __all__ = [
+    "END_MARK",
     "Ask",
     "Chunks",
     "Elsewhere",

@@ -155,20 +155,14 @@ def _expiring(part: Partition) -> Program[set[bytes]]:
 def flush(state: State) -> Program[Stats]:
     """Add this process's counters to the fleet's; return the sum, or what is pending here if Redis is away."""
     totals: dict[str, int] = {}
-    pending: dict[str, int] = {}
+    pending = state.counters.take()
     try:
         for part in state.partitions:
-            (reply,) = yield from ask(part.index, ("HGETALL", part.names.s))
+            mine = pending if part is state.partitions[0] else {}
+            added = [("HINCRBY", part.names.s, name, count) for name, count in mine.items()]
+            *_, reply = yield from ask(part.index, *added, ("HGETALL", part.names.s))
             for name, count in zip(reply[::2], reply[1::2], strict=True):
                 totals[name.decode()] = totals.get(name.decode(), 0) + int(count)
-        pending = state.counters.take()
-        if pending:
-            part = state.partitions[0]
-            yield from ask(
-                part.index, *(("HINCRBY", part.names.s, name, count) for name, count in pending.items())
-            )
-        for name, count in pending.items():
-            totals[name] = totals.get(name, 0) + count
     except BackendUnavailable as error:
         state.counters.give_back(pending)
         failed(state, error)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from .._effects import Program, TimedOut, invoke, join
 from .._flights import Flight
@@ -22,6 +22,11 @@ from .find import Found, failed, find, serve, use
 from .state import Ask, State
 from .write import Grant, keep, release
 
+#: Published after the last chunk of a stream: no chunk is empty.
+END_MARK: Final = b""
+#: Chunks of one ``publish``: Lua's ``unpack`` takes some thousands.
+_MOST_CHUNKS: Final = 1000
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Held:
@@ -30,6 +35,7 @@ class Held:
     wanted: Ask
     flight: Flight | None
     grant: Grant | None
+    fallback: Found | None = None  # of a stream: what may be served if computing fails
 
 
 def begin(state: State, wanted: Ask, *, refresh: bool) -> Program[AnyServed | Held]:
@@ -50,6 +56,8 @@ def begin(state: State, wanted: Ask, *, refresh: bool) -> Program[AnyServed | He
         yield from use(state, wanted, served)
         return served
     stale = found is not None and found.freshness is Freshness.STALE
+    if stale and wanted.only_if_cached and (served := serve(state, found)) is not None:
+        return served
     if not stale:
         state.counters.add("misses")
         if wanted.only_if_cached:
@@ -102,7 +110,7 @@ def finish(state: State, held: Held, value: Any, cost_ms: int, unsent: Sequence[
     """
     Store what the caller computed, give the lease back, hand the value to all who joined.
 
-    *unsent* are chunks that followers elsewhere have not been given yet.
+    *unsent* are chunks that followers elsewhere have not been given yet, and the mark of the end.
     """
     landed = None
     state.counters.add("computed")
@@ -118,8 +126,10 @@ def finish(state: State, held: Held, value: Any, cost_ms: int, unsent: Sequence[
 
 def _publish(state: State, wanted: Ask, grant: Grant, chunks: Sequence[bytes]) -> Program[None]:
     try:
-        keys, args = publish_call(wanted, grant, chunks)
-        yield from invoke(PUBLISH, wanted.partition.index, keys, *args)
+        for start in range(0, len(chunks), _MOST_CHUNKS):
+            keys, args = publish_call(wanted, grant, chunks[start : start + _MOST_CHUNKS])
+            if not (yield from invoke(PUBLISH, wanted.partition.index, keys, *args)):
+                return
     except BackendUnavailable as error:
         failed(state, error)
 

@@ -187,9 +187,10 @@ def take_lease(
         word = part.word or (yield from connect(part))
         names = part.names
         keys = (names.c, names.e + word.prefix + wanted.digest, names.k + wanted.digest, names.f)
+        token = b"%d-%b" % (word.sequence, wanted.token)
         try:
             leased = yield from invoke(
-                LEASE, part.index, keys, word.generation, wanted.token, wanted.policy.lease_ms, seen, waited
+                LEASE, part.index, keys, word.generation, token, wanted.policy.lease_ms, seen, waited
             )
         except (GeneratorExit, BackendUnavailable):
             raise
@@ -200,11 +201,13 @@ def take_lease(
             return leased
         if leased.code == GRANTED:
             note_word(part, leased.word)
-            return Grant(parse_word(leased.word) or word, leased.fence, wanted.token)
+            return Grant(parse_word(leased.word) or word, leased.fence, token)
         if leased.code == FOUND:
             note_word(part, leased.word)
             if wanted.read:
-                found = yield from judge(state, wanted, leased.entry, leased.now_ms)
+                found = yield from judge(
+                    state, wanted, parse_word(leased.word) or word, leased.entry, leased.now_ms
+                )
                 if found is not None and found.freshness in {Freshness.FRESH, Freshness.EARLY}:
                     return found
             seen = leased.entry[8:16]

@@ -94,8 +94,9 @@ def find(state: State, wanted: Ask, fetched: Fetched | None = None) -> Program[F
         word = part.word or (yield from connect(part))
         if fetched is None:
             fetched = yield from fetch(part.index, (word.prefix + wanted.digest,))
-        if (yield from keep_step(part, word, fetched.word)):
-            return (yield from judge(state, wanted, fetched.entries[0], fetched.now_ms))
+        in_step = yield from keep_step(part, word, fetched.word)
+        if in_step is not None:
+            return (yield from judge(state, wanted, in_step, fetched.entries[0], fetched.now_ms))
         fetched = None
     raise BackendUnavailable("the control word moves faster than this call can read")
 
@@ -127,29 +128,34 @@ def _parsed(part: Partition, raw: bytes) -> Word:
     return word
 
 
-def keep_step(part: Partition, used: Word, raw: bytes | None) -> Program[bool]:
+def keep_step(part: Partition, used: Word, raw: bytes | None) -> Program[Word | None]:
     """
-    Compare the control word that Redis holds with the one that was *used*; return whether the reply may be judged.
+    Compare the control word that Redis holds with the one that was *used*.
 
-    A word that was lost (by an eviction, a failover, a foreign FLUSHDB) is written again.
+    Return the word to judge the reply by, or None: it was asked for under another generation.  A word that was lost
+    (by an eviction, a failover, a foreign FLUSHDB) is written again.
     """
     if raw == used.raw:
-        return True
+        return used
     word = parse_word(raw) if raw else None
     if word is None:
         yield from connect(part)
-        return False
-    return (yield from adopt(part, word)).generation == used.generation and word.generation == used.generation
+        return None
+    adopted = yield from adopt(part, word)
+    return adopted if adopted.generation == used.generation == word.generation else None
 
 
-def judge(state: State, wanted: Ask, data: bytes | None, now_ms: int) -> Program[Found | None]:
-    """Return what may be done with the stored bytes *data*, or None if there is nothing to replace either."""
+def judge(state: State, wanted: Ask, word: Word, data: bytes | None, now_ms: int) -> Program[Found | None]:
+    """
+    Return what may be done with the stored bytes *data*, or None if there is nothing to replace either.
+
+    *word* is the control word that came with them, not the partition's: another thread may be ahead, or behind.
+    """
     if data is None:
         return None
     seen = data[8:16]
     entry = parse(data)
-    word = wanted.partition.word
-    if entry is None or word is None:
+    if entry is None:
         if is_grave(data):
             return Found(seen, grave=True)
         state.counters.add("corrupt")

@@ -51,8 +51,8 @@ def _find_group(state: State, part: Partition, group: list[Ask], founds: dict[by
         for wanted, data in zip(chunk, fetched.entries, strict=True):
             if not wanted.read:
                 found = None if data is None else Found(data[8:16])  # only to be replaced
-            elif in_step:
-                found = yield from judge(state, wanted, data, fetched.now_ms)
+            elif in_step is not None:
+                found = yield from judge(state, wanted, in_step, data, fetched.now_ms)
             else:
                 found = yield from find(state, wanted)
             if found is not None:
@@ -191,7 +191,13 @@ def _lease_many(
             calls = tuple(
                 (
                     (names.c, names.e + word.prefix + wanted.digest, names.k + wanted.digest, names.f),
-                    (word.generation, wanted.token, wanted.policy.lease_ms, _seen(founds, wanted), b""),
+                    (
+                        word.generation,
+                        b"%d-%b" % (word.sequence, wanted.token),
+                        wanted.policy.lease_ms,
+                        _seen(founds, wanted),
+                        b"",
+                    ),
                 )
                 for wanted in chunk
             )
@@ -205,11 +211,15 @@ def _lease_many(
                     continue
                 if leased.code == GRANTED:
                     under = parse_word(leased.word) or word
-                    grants[wanted.digest] = Grant(under, leased.fence, wanted.token)
+                    grants[wanted.digest] = Grant(
+                        under, leased.fence, b"%d-%b" % (word.sequence, wanted.token)
+                    )
                 elif leased.code == FOUND and not wanted.read:
                     refused.add(wanted.digest)  # stored meanwhile: this caller wants an answer of its own
                 elif leased.code == FOUND:
-                    found = yield from judge(state, wanted, leased.entry, leased.now_ms)
+                    found = yield from judge(
+                        state, wanted, parse_word(leased.word) or word, leased.entry, leased.now_ms
+                    )
                     if found is not None and found.freshness in {Freshness.FRESH, Freshness.EARLY}:
                         _, flight = mine.pop(wanted.digest)
                         state.flights.land(flight, found.landed())

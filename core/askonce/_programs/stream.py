@@ -7,6 +7,7 @@ publishes, and the rest from the entry once the stream has landed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .._effects import Program, TimedOut, ask, decode, join, listen, sleep
@@ -16,7 +17,7 @@ from ..errors import BackendUnavailable, NotCached
 from ..policy import Freshness
 from ..scripts import Leased
 from ..served import AnyServed, Source
-from .begin import Held, finish
+from .begin import END_MARK, Held, finish
 from .compute import take_lease, what_is_stored
 from .find import Found, failed, find, serve, use
 from .state import Ask, State
@@ -32,10 +33,15 @@ class Elsewhere:
 
 @dataclass(frozen=True, slots=True)
 class Chunks:
-    """More chunks of a stream that is led elsewhere; ``last`` if there are no more to come."""
+    """
+    More chunks of a stream that is led elsewhere; ``last`` if there are no more to come.
+
+    ``stored``: these are not the next ones but all of them, as they stand in the entry.
+    """
 
     chunks: list[bytes]
     last: bool = False
+    stored: bool = False
 
 
 def tune_in(state: State, wanted: Ask) -> Program[AnyServed | Held | Flight | Elsewhere]:
@@ -50,27 +56,38 @@ def tune_in(state: State, wanted: Ask) -> Program[AnyServed | Held | Flight | El
     except BackendUnavailable as error:
         failed(state, error)
         reachable = False
+    if wanted.digest in wanted.leading:  # the function asks for its own key: waiting would never end
+        return _alone(state, wanted, "reentrant")
     if found is not None and found.freshness in {Freshness.FRESH, Freshness.EARLY}:
         served = found.served(Source.HIT)
         state.counters.add("hits")
         yield from use(state, wanted, served)
         return served
     stale = found is not None and found.freshness is Freshness.STALE
+    if stale and wanted.only_if_cached and (kept := serve(state, found)) is not None:
+        return kept
     if not stale:
         state.counters.add("misses")
         if wanted.only_if_cached:
             raise NotCached("only_if_cached: nothing servable is stored for this request")
     flight, leads = state.flights.board(wanted.flight_key, wanted.home, found.least_fence if found else 0)
     if leads:
-        return (yield from _lead(state, wanted, flight, found if stale else None, seen, reachable))
+        return (yield from _lead(state, wanted, flight, found, seen, reachable))
     if stale and (served_stale := serve(state, found)) is not None:
         return served_stale  # somebody revalidates already
-    return flight if wanted.waits else Held(wanted, None, None)
+    return flight if wanted.waits else _alone(state, wanted, "holds a lease")
+
+
+def _alone(state: State, wanted: Ask, reason: str) -> Held:
+    """Let the caller call for itself, sharing nothing; count why."""
+    state.counters.add_reason("bypassed", reason)
+    return Held(wanted, None, None)
 
 
 def _lead(
-    state: State, wanted: Ask, flight: Flight, stale: Found | None, seen: bytes, reachable: bool
+    state: State, wanted: Ask, flight: Flight, found: Found | None, seen: bytes, reachable: bool
 ) -> Program[AnyServed | Held | Elsewhere]:
+    stale = found if found is not None and found.freshness is Freshness.STALE else None
     outcome: Grant | Found | Leased | None = None
     try:
         if reachable:
@@ -78,12 +95,15 @@ def _lead(
                 outcome = yield from take_lease(state, wanted, seen, b"")
             except BackendUnavailable as error:
                 failed(state, error)
+                reachable = False
     except BaseException as error:
         state.flights.land(flight, error=error if isinstance(error, Exception) else None)
         raise
+    # Past its freshness, it may stand in for a producer that fails (RFC 5861, 4).
+    fallback = found if found is not None and found.freshness is Freshness.EXPIRED else None
     if isinstance(outcome, Grant):
         flight.fence = outcome.fence
-        return Held(wanted, flight, outcome)
+        return Held(wanted, flight, outcome, fallback)
     if isinstance(outcome, Found):
         state.flights.land(flight, outcome.landed())
         state.counters.add("coalesced")
@@ -92,10 +112,19 @@ def _lead(
         state.flights.land(flight)
         state.counters.add("stale")
         return stale.served(Source.STALE)
-    if isinstance(outcome, Leased) and wanted.waits:
+    if isinstance(outcome, Leased) and wanted.waits and not _outdated(wanted, found, outcome):
         state.flights.land(flight)
         return Elsewhere(outcome.fence)
-    return Held(wanted, flight, None)
+    state.counters.add_reason("bypassed", "not granted" if reachable else "backend")
+    return Held(wanted, flight, None, fallback)
+
+
+def _outdated(wanted: Ask, found: Found | None, leased: Leased) -> bool:
+    """Return whether the stream that is led elsewhere began before an invalidation that this caller knows of."""
+    if found is not None and leased.fence < found.least_fence:
+        return True
+    word = wanted.partition.word
+    return bool(wanted.tags) and word is not None and leased.sequence < word.sequence
 
 
 def follow(
@@ -107,40 +136,51 @@ def follow(
     Or, once its leader is gone: what this caller holds to lead itself, who leads now, or None: neither.  Raises
     LeaderFailed if the leader's producer failed.
     """
+    try:
+        return (yield from _follow(state, wanted, elsewhere, count))
+    except BackendUnavailable as error:
+        failed(state, error)
+        return None
+
+
+def _follow(
+    state: State, wanted: Ask, elsewhere: Elsewhere, count: int
+) -> Program[Chunks | Held | Elsewhere | None]:
     part, left = wanted.partition, wanted.policy.max_wait_s
     running = part.names.r + b"%b:%d" % (wanted.digest, elsewhere.fence)
+    lease = part.names.k + wanted.digest
     while left > 0:
         waiter = yield from listen(part.index, wanted.digest, chunks=True)
         try:
-            (chunks,) = yield from ask(part.index, ("LRANGE", running, count, -1))
+            chunks, holder, left_ms = yield from ask(
+                part.index, ("LRANGE", running, count, -1), ("GET", lease), ("PTTL", lease)
+            )
             if chunks:
-                return Chunks(chunks)
-            outcome = yield from take_lease(state, wanted, b"", b"%d" % elsewhere.fence)
-            if isinstance(outcome, Leased) and outcome.fence == elsewhere.fence:
-                left -= yield from sleep(waiter, min(left, max(outcome.left_ms, 1) / 1000 + 0.001))
+                whole = chunks[-1] == END_MARK
+                return Chunks(chunks[:-1] if whole else chunks, last=whole)
+            if _fence_of(holder) == elsewhere.fence:  # under way, if of an older generation by now
+                left -= yield from sleep(waiter, min(left, max(left_ms, 1) / 1000 + 0.001))
                 continue
-            if isinstance(outcome, Found) and count:
-                # Its leader may have published more, and may have stored another form than chunks.
-                (chunks,) = yield from ask(part.index, ("LRANGE", running, count, -1))
-                if chunks:
-                    return Chunks(chunks)
-            return (yield from _after(state, wanted, elsewhere, count, outcome))
+            outcome = yield from take_lease(state, wanted, b"", b"%d" % elsewhere.fence)
+            return (yield from _after(state, wanted, outcome))
         finally:
             waiter.close()
     return None
 
 
+def _fence_of(holder: bytes | None) -> int:
+    """Return the fence of the computation that holds a lease; 0 if nobody does."""
+    fields = (holder or b"").split(b":")
+    return int(fields[1]) if len(fields) == 3 and fields[0].isdigit() and fields[1].isdigit() else 0
+
+
 def _after(
-    state: State, wanted: Ask, elsewhere: Elsewhere, count: int, outcome: Grant | Found | Leased | None
+    state: State, wanted: Ask, outcome: Grant | Found | Leased | None
 ) -> Program[Chunks | Held | Elsewhere | None]:
     if isinstance(outcome, Leased):
         return Elsewhere(outcome.fence)
     if isinstance(outcome, Found):
-        same = int.from_bytes(outcome.seen, "big") == elsewhere.fence
-        # A later leader's stream begins at its beginning; the driver compares it with what was passed on.
-        return (
-            Chunks(outcome.value[count:] if same else outcome.value, last=True) if same or not count else None
-        )
+        return Chunks(outcome.value, last=True, stored=True)
     if outcome is None:
         return None
     flight, leads = state.flights.board(wanted.flight_key, wanted.home)
@@ -163,10 +203,12 @@ def rest(wanted: Ask, flight: Flight) -> Program[list[bytes] | None]:
     return chunks
 
 
-def end(state: State, held: Held, chunks: list[bytes], cost_ms: int) -> Program[bool]:
-    """Store a stream that has come to its end; what was published of it is in the entry now."""
-    stored = yield from finish(state, held, chunks, cost_ms)
-    if held.grant is not None:
+def end(
+    state: State, held: Held, chunks: list[bytes], cost_ms: int, unsent: Sequence[bytes] = ()
+) -> Program[bool]:
+    """Store a stream that has come to its end; once it is in the entry, what was published of it can go."""
+    stored = yield from finish(state, held, chunks, cost_ms, unsent)
+    if stored and held.grant is not None:
         part = held.wanted.partition
         running = part.names.r + b"%b:%d" % (held.wanted.digest, held.grant.fence)
         try:

@@ -45,7 +45,8 @@ class Grant:
     def renewal(self, wanted: Ask) -> Renewal:
         """Return what keeps this lease while the caller's function runs."""
         part = wanted.partition
-        return Renewal(part.index, part.names.k + wanted.digest, self.holder, wanted.policy.lease_ms)
+        key, running = part.names.k + wanted.digest, part.names.r + b"%b:%d" % (wanted.digest, self.fence)
+        return Renewal(part.index, key, running, self.holder, wanted.policy.lease_ms)
 
 
 def store(state: State, wanted: Ask, value: Any, cost_ms: int) -> Program[bool]:
@@ -277,7 +278,7 @@ def release(
 
 def release_by_token(state: State, wanted: Ask) -> Program[None]:
     """Give back a lease that may have been granted: the caller was interrupted before it heard."""
-    yield from _release(state, wanted, b":" + wanted.token, 0, "")
+    yield from _release(state, wanted, b"-" + wanted.token, 0, "")
 
 
 def _release(state: State, wanted: Ask, holder: bytes, tombstone_ms: int, text: str) -> Program[None]:

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
+from .._loops import prune
 from ..errors import BackendUnavailable
 from .breaker import Breaker
 from .endpoint import Endpoint
@@ -178,6 +179,7 @@ class Multiplexers:
         """Return the connection of the running loop."""
         loop = asyncio.get_running_loop()
         if (found := self._of_loop.get(loop)) is None:
+            prune()
             # A connection refers to its loop: those of loops that were closed over it would never be collected.
             for closed in [other for other in self._of_loop if other.is_closed()]:
                 if (left := self._of_loop.pop(closed, None)) is not None:

@@ -47,12 +47,12 @@ class Publisher:
                 self._thread.start()
             self._condition.notify()
 
-    def take(self, tape: Tape) -> list[bytes]:
-        """Publish no more of *tape*; return the chunks that have not been published."""
+    def take(self, tape: Tape) -> list[bytes] | None:
+        """Publish no more of *tape*; return the chunks that have not been published, None if publishing has failed."""
         with self._condition:
             one = self._running.pop(tape, None)
         if one is None:
-            return []
+            return None
         with one.lock:  # at most one exchange long
             return tape.chunks[one.sent :]
 

@@ -37,6 +37,7 @@ class Renewals:
         self._kept: dict[Renewal, _Kept] = {}
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._poked = False
 
     def add(self, renewal: Renewal) -> None:
         """Keep a lease until it is discarded."""
@@ -53,6 +54,12 @@ class Renewals:
         """Let a lease go."""
         with self._condition:
             self._kept.pop(renewal, None)
+
+    def poke(self) -> None:
+        """Take a turn now.  May be called by the garbage collector."""
+        with self._condition:
+            self._poked = True
+            self._condition.notify()
 
     def close(self) -> None:
         """End the thread, unless there is a lease to keep."""
@@ -75,7 +82,9 @@ class Renewals:
         with self._condition:
             while True:
                 now = time.monotonic()
-                if due := self._due(now):
+                due = self._due(now)
+                if due or self._poked:
+                    self._poked = False
                     return due
                 soonest = min((kept.due for kept in self._kept.values()), default=None)
                 if soonest is not None:

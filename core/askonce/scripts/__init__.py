@@ -42,6 +42,13 @@ class Leased(NamedTuple):
     fence: int = 0
     left_ms: int = 0
     text: str = ""
+    token: bytes = b""
+
+    @property
+    def sequence(self) -> int:
+        """The tag sequence when the computation under this lease began."""
+        sequence, _, _ = self.token.partition(b"-")
+        return int(sequence) if sequence.isdigit() else 0
 
 
 #: The first item of a ``Stored``; see store.lua.
@@ -84,7 +91,7 @@ def _leased(reply: list[Any]) -> Leased:
         case 2:
             return Leased(code, now_ms, word, fence=rest[0])
         case 3:
-            return Leased(code, now_ms, word, fence=rest[0], left_ms=rest[1])
+            return Leased(code, now_ms, word, fence=rest[0], left_ms=rest[1], token=rest[2])
         case 4:
             return Leased(code, now_ms, word, text=rest[0].decode("utf-8", "replace"))
         case _:

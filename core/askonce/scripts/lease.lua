@@ -1,7 +1,7 @@
 -- lease(keys=[c, e, k, f], args=[generation, token, lease_ms, seen, waited])
 --   -> {1, now_ms, word, entry}            here is the entry
 --   -> {2, now_ms, word, fence}            the lease is yours: compute, then store or release
---   -> {3, now_ms, word, fence, left_ms}   that flight is computing: wait for its message, at most left_ms
+--   -> {3, now_ms, word, fence, left_ms, token}  that flight is computing: wait for its message, at most left_ms
 --   -> {4, now_ms, word, text}             the flight that you waited for has failed with this error;
 --                                          "" = its answer may not be stored: compute without a lease
 --   -> {5, now_ms, word}                   your generation is not the current one ("" = no control word)
@@ -11,6 +11,7 @@
 --   k  STRING  "<generation>:<fence>:<token>" while computing, "!<generation>:<fence>:<text>" after a failure. PX
 --   f  STRING  the last fence that was given out
 --
+-- token:  "<tag sequence>-<random>": the sequence when the computation began, for those who would follow it
 -- seen:   bytes 8-15 (the fence) of the entry that the caller holds and wants replaced; "" if it holds none
 -- waited: fence of the flight that the caller waited for; "" for a newcomer. Errors are shared only with those
 --         who waited: nobody who asks later is answered with an old error. "*" for a refresh behind a caller, which
@@ -52,7 +53,7 @@ if type(held) == "string" then
       redis.call("PEXPIRE", k, lease_ms)
       return {2, now, word, tonumber(fence)}
     elseif failed == "" then
-      return {3, now, word, tonumber(fence), redis.call("PTTL", k)}
+      return {3, now, word, tonumber(fence), redis.call("PTTL", k), rest}
     elseif fence == waited or waited == "*" then
       return {4, now, word, rest}
     end

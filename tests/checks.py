@@ -26,12 +26,15 @@ def main() -> int:
     """Run the checks; return 0 if all hold."""
     arguments = sys.argv[1:]
     failed = [name for name, command in STATIC.items() if not _static(name, command)]
-    if "--static" not in arguments:
-        # -P off: the tests package is found from here. Its output is passed on as it comes.
-        if subprocess.run([_BIN / "python", "-m", "pytest", "-q", *arguments], check=False).returncode:
-            failed.append("tests")
+    if "--static" not in arguments and not _tests(arguments):
+        failed.append("tests")
     print(f"failed: {', '.join(failed)}" if failed else "all checks hold")
     return 1 if failed else 0
+
+
+def _tests(arguments: list[str]) -> bool:
+    # The output is passed on as it comes.
+    return subprocess.run([_BIN / "python", "-m", "pytest", "-q", *arguments], check=False).returncode == 0
 
 
 def _static(name: str, command: list[str]) -> bool:

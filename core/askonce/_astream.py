@@ -196,7 +196,9 @@ class _Leading:
 
     async def gone(self) -> None:
         """The consumer has gone: go on in the background for a while, or hand over."""
-        if self._asked.drain > 0 and self._producer is not None and not self._over:
+        # A loop that shuts down begins nothing any more; asyncio says so in this name only.
+        ending = getattr(asyncio.get_running_loop(), "_asyncgens_shutdown_called", False)
+        if self._asked.drain > 0 and self._producer is not None and not self._over and not ending:
             self._driver._namespace.leave(self._owner)
             self._owner = None
             detach(self._drain(self._producer)).add_done_callback(lambda _: self._lost())

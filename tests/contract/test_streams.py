@@ -322,7 +322,8 @@ def test_a_stream_is_stored_at_its_end_and_before_the_consumer_sees_it(party, ra
     pulled = reader.pull(1)
     assert pulled.result(10) == list(WORDS)
     assert len(entries(raw, names)) == 1
-    assert raw.keys(names.k + b"*") == raw.keys(names.r + b"*") == []
+    assert raw.keys(names.k + b"*") == []
+    assert all(0 < raw.pttl(running) <= 10_000 for running in raw.keys(names.r + b"*"))
     nothing_left(one)
 
 
@@ -836,6 +837,8 @@ def test_a_task_cancelled_while_the_model_works_leaves_nothing(party, raw, names
         reader.take(1)
     waiting = reader.pull()
     producer.called()
+    for _ in range(20):  # turns of its loop: the task has begun to wait for the chunk, not for the order
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), one.loop).result(5)
     reader.cancel()
     with pytest.raises(asyncio.CancelledError):
         waiting.result(10)
@@ -1642,6 +1645,23 @@ def test_what_was_begun_before_an_invalidation_is_not_served_after_it(join, how,
     nothing_left(leader, asker)
 
 
+@PLACES
+def test_a_tag_that_only_the_leader_named_is_invalidated_too(join):
+    """Who asks afterwards without naming the tag is not given what was begun before."""
+    leader, asker = join()
+    producer, own = Producer("old", " answer", let=1), Producer("new", " answer")
+    leading = leader.read("q", producer, tags=["t"])
+    leading.take(1)
+    leader.cache.invalidate_tag("t")
+
+    asked = asker.read("q", own).pull()
+    with contextlib.suppress(AssertionError):
+        until(lambda: asked.done() or own.calls, 2)
+    producer.open()
+    leading.take()
+    assert asked.result(15) == ["new", " answer"]
+
+
 @PAIRS
 @pytest.mark.parametrize("how", INVALIDATIONS)
 def test_who_followed_before_an_invalidation_has_a_whole_answer(join, how):
@@ -1955,6 +1975,31 @@ def test_a_stream_that_began_without_redis_is_not_stored_when_redis_is_back(own_
 
     until(works, 10, pause=0.05)
     assert stored(one) is None
+
+
+@COLOURS
+@pytest.mark.parametrize("follows", ["before", "after"])
+def test_chunks_that_redis_lost_do_not_cut_an_answer_short(party, raw, names, colour, follows):
+    """The list of published chunks is evicted in the middle: who follows has the whole answer, from its beginning."""
+    leader, follower = party("threads"), party(colour)
+    producer, own = Producer(*WORDS, let=1), Producer(*WORDS)
+    leading, following = leader.read("q", producer), follower.read("q", own)
+    leading.take(1)
+    (running,) = until(lambda: raw.keys(names.r + b"*"))
+    if follows == "before":
+        following.take(1)
+    raw.delete(running)
+    producer.let()
+    leading.take(1)
+    with contextlib.suppress(AssertionError):
+        until(lambda: raw.exists(running), 1)  # published again, or given up
+    rest = following.pull()
+    with contextlib.suppress(AssertionError):
+        until(lambda: following.chunks == list(WORDS[:2]), 0.5)
+    producer.open()
+    leading.take()
+
+    assert rest.result(15) == list(WORDS)
 
 
 def test_chunks_that_a_stranger_wrote_do_no_harm(party, raw, names):

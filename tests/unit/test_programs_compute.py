@@ -82,7 +82,7 @@ MISS = (Fetch, fetched(None))
 WINDOWS = Policy(ttl=10, stale_while_revalidate=20, stale_if_error=40)
 STALE, EXPIRED = entry(age=15), entry(age=45)
 PREFIX = b"ao:{ns:0}:"
-RENEWAL = Renewal(0, PREFIX + b"k:" + DIGEST, HOLDER, 10_000)
+RENEWAL = Renewal(0, PREFIX + b"k:" + DIGEST, PREFIX + b"r:" + DIGEST + b":50", HOLDER, 10_000)
 LEASED = Compute((0,), (RENEWAL,))
 UNLEASED = Compute((0,), ())
 

@@ -1,22 +1,22 @@
-"""Streams: serve a whole one, follow one that is running, or lead."""
+"""Streams: serve, follow here, follow elsewhere, lead, end."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from askonce import BackendUnavailable, LeaderFailed, NotCached, Policy, Served, Source
-from askonce._effects import Ask as AskRedis
-from askonce._effects import Fetch, Listen, Sleep
-from askonce._flights import Flight
-from askonce._programs import Chunks, Elsewhere, Held, end, follow, tune_in
-from askonce.scripts import CONTROL, LEASE, RELEASE, REPLACED, STORE
+from askonce import BackendUnavailable, LeaderFailed, NotCached, Policy, Source
+from askonce._effects import TIMED_OUT, Ask, Decode, Fetch, Join, Listen, Sleep
+from askonce._flights import Flight, Landed
+from askonce._programs import END_MARK, Chunks, Elsewhere, Held, abandon, end, follow, rest, tune_in
+from askonce.entry import Corrupt, decode_stream, encode_chunk, encode_stream
+from askonce.scripts import CONTROL, FENCED_OFF, LEASE, PUBLISH, RELEASE, STORE
+from askonce.served import Served
 
 from .play import (
     DIGEST,
-    FENCE,
     HOLDER,
+    MEMBER,
+    WORD,
     Cancelled,
     Player,
     Registered,
@@ -33,16 +33,22 @@ from .play import (
     like,
     make_ask,
     make_state,
-    outcome_of,
+    outdated,
     play,
     stored,
 )
 
 AWAY = BackendUnavailable("no answer")
 MISS = (Fetch, fetched(None))
-WINDOWS = Policy(ttl=10, stale_while_revalidate=20)
-STALE = entry("old", age=15)
-RUNNING = b"ao:{ns:0}:r:" + DIGEST + b":40"
+WINDOWS = Policy(ttl=10, stale_while_revalidate=20, stale_if_error=40)
+CHUNKS = [encode_chunk(chunk, None) for chunk in ("Why", " not", "?")]
+RUNNING = b"r:" + DIGEST + b":40"
+STALE, EXPIRED = entry("old", age=15), entry("old", age=45)
+
+
+def decoded(effect):
+    """Perform a Decode as a stream's call does."""
+    return decode_stream(effect.flags, effect.payload, None)
 
 
 @pytest.fixture
@@ -50,324 +56,537 @@ def state():
     return make_state()
 
 
-def tune(state, *lines, **words):
+def tuned(state, *lines, **words):
+    """Play tune_in, decoding as a stream does."""
     return play(tune_in(state, make_ask(state, **words)), *lines)
 
 
-def leading(state):
-    outcome = tune(state, MISS, (LEASE, granted()))
-    assert isinstance(outcome, Held)
-    return outcome
+# --- tune in ------------------------------------------------------------------------------------------------------
 
 
-# --- tuning in ----------------------------------------------------------------------------------------------------
+def test_a_stored_stream_is_served(state):
+    """Its encoded chunks, in order; one round trip."""
+    flags, payload = encode_stream(CHUNKS, 30)
+    data = entry("x")
+    whole = data[:3] + bytes([flags]) + data[4:48] + payload
 
+    served = tuned(state, (Fetch(0, (MEMBER,)), fetched(whole)), (Decode, decoded))
 
-def test_a_whole_stream_is_served(state):
-    """What is stored fresh is replayed, and nothing is held."""
-    assert tune(state, (Fetch, fetched(entry("old")))) == Served("old", Source.HIT, 1.0, 9.0)
+    assert (served.value, served.source) == (CHUNKS, Source.HIT)
     assert counts(state) == {"hits": 1}
     assert len(state.flights) == 0
 
 
-def test_the_first_to_ask_leads(state):
-    """It holds the lease, and a flight whose tape the others read."""
-    outcome = leading(state)
+def test_a_stored_value_is_served_as_one_chunk(state):
+    """Both forms share an entry."""
+    served = tuned(state, (Fetch, fetched(entry("an answer"))), (Decode, decoded))
 
-    assert outcome.grant is not None
-    assert outcome.flight is not None
-    assert outcome.flight.fence == FENCE
+    assert served.value == [encode_chunk("an answer", None)]
+
+
+def test_a_miss_is_led(state):
+    """The caller holds the lease and a flight that others read along with."""
+    outcome = tuned(state, MISS, (like(LEASE, seen=b""), granted()))
+
+    assert isinstance(outcome, Held)
+    assert (outcome.grant.holder, outcome.flight.fence) == (HOLDER, 50)
     assert counts(state) == {"misses": 1}
+    assert len(state.flights) == 1
 
 
-def test_who_asks_meanwhile_follows_the_flight(state):
-    """In the process nothing more is asked of Redis."""
-    first = leading(state)
-    second = tune(state, MISS)
+def test_a_running_flight_is_followed(state):
+    """Who comes second is given the flight, and asks Redis for nothing more."""
+    leading = tuned(state, MISS, (LEASE, granted()))
+    flight = tuned(state, MISS)
 
-    assert isinstance(second, Flight)
-    assert second is first.flight
+    assert flight is leading.flight
 
 
-def test_a_stream_of_another_process_is_followed(state):
-    """Nobody waits for its end: the fence says which chunks are its."""
-    assert tune(state, MISS, (LEASE, held(40))) == Elsewhere(40)
+def test_who_must_not_wait_calls_for_itself(state):
+    """A consumer that holds another stream shares nothing, here and elsewhere."""
+    tuned(state, MISS, (LEASE, granted()))
+    here = tuned(state, MISS, waits=False)
+    assert (here.flight, here.grant) == (None, None)
+    assert counts(state)["bypassed"] == 1
+
+    other = make_state()
+    there = tuned(other, MISS, (LEASE, held(40)), waits=False)
+    assert isinstance(there, Held)
+    assert there.grant is None
+
+
+def test_a_stream_led_elsewhere_is_followed_there(state):
+    """By the fence of its lease; nobody waits for the flight that was boarded to find out."""
+    assert tuned(state, MISS, (LEASE, held(40))) == Elsewhere(40)
     assert len(state.flights) == 0
 
 
-def test_who_must_not_wait_computes(state):
-    """A caller that holds an unfinished lease follows nobody, here or elsewhere."""
-    outcome = tune(state, MISS, (LEASE, held(40)), waits=False)
-    assert isinstance(outcome, Held)
-    assert outcome.grant is None
-    again = tune(state, MISS, waits=False)
-    assert isinstance(again, Held)
-    assert again.flight is None
+def test_a_stream_that_was_stored_meanwhile_is_served(state):
+    """The lease script answers with the entry; who joined the flight shares it."""
+    leader = Player(tune_in(state, make_ask(state))).play(MISS)
+    flight = tuned(state, MISS)
+    served = leader.play((LEASE, found(entry("theirs"))), (Decode, decoded)).end()
 
-
-def test_what_somebody_stored_meanwhile_is_served(state):
-    """The lease script answers with the entry; those who joined have it too."""
-    program = Player(tune_in(state, make_ask(state))).play(MISS)
-    flight, _ = state.flights.board(make_ask(state).flight_key)
-    program.play((LEASE, found(entry("theirs"))))
-
-    assert program.end().source is Source.COALESCED
+    assert served.source is Source.COALESCED
     assert flight.future.result(0).payload is not None
+    assert flight.tape.complete
 
 
-def test_a_stale_stream_is_revalidated_by_one(state):
-    """All others are served the stale one at once."""
-    first = tune(
-        state, (Fetch, fetched(STALE)), (like(LEASE, seen=fence_of(STALE)), granted()), policy=WINDOWS
-    )
-    assert isinstance(first, Held)
-    assert tune(state, (Fetch, fetched(STALE)), policy=WINDOWS).source is Source.STALE
+def test_a_stream_that_began_before_an_invalidation_is_not_followed(state):
+    """Elsewhere: a lease whose fence is below the grave's.  Here: a flight under such a lease."""
+    outcome = tuned(state, (Fetch, fetched(grave(60))), (LEASE, held(40)))
+    assert isinstance(outcome, Held)
 
     other = make_state()
-    served = tune(other, (Fetch, fetched(STALE)), (LEASE, held(40)), policy=WINDOWS)
+    leading = tuned(other, MISS, (LEASE, granted(50)))
+    asked = Player(tune_in(other, make_ask(other))).play((Fetch, fetched(grave(60))))
+    assert asked.asks().script is LEASE
+    assert leading.flight.fence == 50
+
+
+def test_a_stream_whose_tags_may_have_been_invalidated_is_not_followed(state):
+    """Elsewhere: its lease was taken at an earlier sequence of tags than this caller has seen."""
+    state.partitions[0].word = state.partitions[0].word._replace(raw=b"7:101", sequence=101)
+    theirs = held(40, word=b"7:101")._replace(token=b"100-theirs")
+    outcome = tuned(state, (Fetch, fetched(None, word=b"7:101")), (LEASE, theirs), tags=(b"12345678",))
+
+    assert isinstance(outcome, Held)
+
+
+def test_one_caller_revalidates_a_stale_stream(state):
+    """It leads; the others are served the stale chunks, here and where somebody else has the lease."""
+    leading = tuned(
+        state,
+        (Fetch, fetched(STALE)),
+        (Decode, decoded),
+        (like(LEASE, seen=fence_of(STALE)), granted()),
+        policy=WINDOWS,
+    )
+    assert isinstance(leading, Held)
+
+    served = tuned(state, (Fetch, fetched(STALE)), (Decode, decoded), policy=WINDOWS)
+    assert (served.source, served.value) == (Source.STALE, [encode_chunk("old", None)])
+
+    other = make_state()
+    served = tuned(other, (Fetch, fetched(STALE)), (Decode, decoded), (LEASE, held(40)), policy=WINDOWS)
     assert served.source is Source.STALE
     assert len(other.flights) == 0
 
 
-def test_after_an_invalidation_no_older_stream_is_followed(state):
-    """Neither the flight of this process nor the stream that is led elsewhere."""
-    first = leading(state)
-    second = Player(tune_in(state, make_ask(state))).play((Fetch, fetched(grave(60))))
-    assert second.asks().script is LEASE
-    second.play((LEASE, held(fence=55)))
-    outcome = second.end()
+def test_a_stale_stream_is_served_if_redis_goes_away(state):
+    """Between the fetch and the lease."""
+    served = tuned(state, (Fetch, fetched(STALE)), (Decode, decoded), (LEASE, AWAY), policy=WINDOWS)
 
-    assert isinstance(outcome, Held)
-    assert outcome.flight is not first.flight
-
-
-def test_unread_streams_serve_nothing_that_is_stored(state):
-    """With read=False what is there is only replaced."""
-    lines = (
-        (CONTROL, controlled()),
-        (Fetch, fetched(entry())),
-        (like(LEASE, seen=fence_of(entry())), granted()),
-    )
-
-    assert isinstance(tune(state, *lines, read=False), Held)
-
-
-@pytest.mark.parametrize("data", [None, entry(age=500)])
-def test_only_if_cached_never_streams_a_new_answer(state, data):
-    """What is not there is an error."""
-    with pytest.raises(NotCached):
-        tune(state, (Fetch, fetched(data)), only_if_cached=True)
+    assert served.source is Source.STALE
     assert len(state.flights) == 0
 
 
-def test_only_if_cached_serves_a_stale_stream(state):
-    """And leaves the revalidation to others."""
-    assert tune(state, (Fetch, fetched(STALE)), policy=WINDOWS, only_if_cached=True).source is Source.STALE
-    assert len(state.flights) == 0
+def test_without_redis_the_caller_leads_without_a_lease(state):
+    """Others of the process still follow it."""
+    outcome = tuned(state, (Fetch, AWAY))
 
-
-def test_a_function_that_asks_for_its_own_stream_computes(state):
-    """It would wait for itself."""
-    leading(state)
-    outcome = tune(state, MISS, leading=frozenset({DIGEST}))
-
-    assert isinstance(outcome, Held)
-    assert outcome.flight is None
-
-
-@pytest.mark.parametrize("lines", [[(Fetch, AWAY)], [MISS, (LEASE, AWAY)]])
-def test_without_redis_the_stream_is_the_callers(lines):
-    """Others of the process follow it all the same; a strict cache raises."""
-    state = make_state()
-    outcome = tune(state, *lines)
     assert isinstance(outcome, Held)
     assert outcome.grant is None
-    assert len(state.flights) == 1
+    flight = tuned(state, (Fetch, AWAY))
+    assert flight is outcome.flight
+    assert counts(state)["backend_errors"] == 2
 
+
+def test_a_strict_cache_raises(state):
+    """And leaves no flight behind."""
     strict = make_state(strict=True)
     with pytest.raises(BackendUnavailable):
-        tune(strict, *lines)
+        tuned(strict, (Fetch, AWAY))
+    with pytest.raises(BackendUnavailable):
+        tuned(strict, MISS, (LEASE, AWAY))
+
     assert len(strict.flights) == 0
 
 
-# --- following ----------------------------------------------------------------------------------------------------
+def test_only_if_cached_leads_nothing(state):
+    """A miss raises NotCached; a hit is served."""
+    with pytest.raises(NotCached):
+        tuned(state, MISS, only_if_cached=True)
+
+    assert len(state.flights) == 0
+    assert (
+        tuned(state, (Fetch, fetched(entry())), (Decode, decoded), only_if_cached=True).source is Source.HIT
+    )
 
 
-def following(state, *lines, count=2, **words):
-    """Play ``follow`` of the stream with fence 40 after *count* chunks; no registration may be left."""
-    waiters = []
+def test_unread_asks_for_a_lease_to_replace_what_is_stored(state):
+    """read=False: the fence of the entry is shown, and the entry is not decoded."""
+    data = entry()
+    outcome = tuned(
+        state,
+        (CONTROL, controlled()),
+        (Fetch, fetched(data)),
+        (like(LEASE, seen=fence_of(data)), granted()),
+        read=False,
+    )
 
-    def register(_: Any) -> Registered:
-        waiters.append(Registered())
-        return waiters[-1]
-
-    program = Player(follow(state, make_ask(state, **words), Elsewhere(40), count))
-    try:
-        for expected, answer in lines:
-            program.play((expected, register if expected is Listen else answer))
-        return program.end()
-    finally:
-        assert not any(waiter.open for waiter in waiters)
+    assert isinstance(outcome, Held)
 
 
-def test_chunks_that_are_there_are_read_at_once(state):
-    """From the caller's own place on; the registration comes first, so that no message is lost."""
-    line = AskRedis(0, (("LRANGE", RUNNING, 2, -1),)), [[b"sc", b"sd"]]
-    outcome = following(state, (Listen, None), line)
+@pytest.mark.parametrize("interruption", [Cancelled(), KeyboardInterrupt()])
+def test_an_interrupted_caller_gives_back_what_it_may_have_been_granted(state, interruption):
+    """It was interrupted between question and answer; who joined looks again."""
+    caller = Player(tune_in(state, make_ask(state))).play(MISS)
+    flight = tuned(state, MISS)
+    caller.play((LEASE, interruption))
+    with pytest.raises(type(interruption)):
+        caller.play((like(RELEASE, tombstone_ms=0), True))
 
-    assert isinstance(outcome, Chunks)
-    assert (list(outcome.chunks), outcome.last) == ([b"sc", b"sd"], False)
+    assert flight.tape.ended
+    assert not flight.tape.complete
+    assert len(state.flights) == 0
+
+
+# --- following elsewhere ------------------------------------------------------------------------------------------
+
+
+def looks(state, chunks=(), holder=b"7:40:theirs", left_ms=5000, count=0):
+    """Return the line in which a follower reads what was published after its first *count* chunks, and the lease."""
+
+    def answer(effect):
+        names = state.partitions[0].names
+        assert effect.commands[0] == ("LRANGE", names.prefix + RUNNING, count, -1)
+        replies = {"LRANGE": list(chunks), "GET": holder, "PTTL": left_ms}
+        return [replies[command[0]] for command in effect.commands]
+
+    return (Ask, answer)
+
+
+def following(state, *lines, count=0, **words):
+    """Play follow, decoding as a stream does."""
+    return play(follow(state, make_ask(state, **words), Elsewhere(40), count), *lines)
+
+
+def test_published_chunks_are_read_from_the_followers_own_count_on(state):
+    """In order, and only what is new."""
+    waiter = Registered()
+
+    outcome = following(state, (Listen(0, DIGEST, True), waiter), looks(state, CHUNKS[1:], count=1), count=1)
+
+    assert outcome == Chunks(CHUNKS[1:])
+    assert not outcome.last
+    assert not waiter.open
+
+
+def test_the_mark_of_the_end_is_no_chunk(state):
+    """It says that there are no more to come."""
+    outcome = following(state, (Listen, Registered()), looks(state, [*CHUNKS, END_MARK]))
+
+    assert (outcome.chunks, outcome.last) == (CHUNKS, True)
 
 
 def test_a_follower_sleeps_until_there_is_more(state):
-    """Nothing new and the leader at work: it waits for the message, or for the end of the lease."""
-    program = Player(follow(state, make_ask(state), Elsewhere(40), 0))
-    program.play(
-        (Listen, Registered()), (AskRedis, [[]]), (like(LEASE, waited=b"40", seen=b""), held(40, left_ms=700))
+    """Registered before it looks, so that no message is lost; at most as long as the lease has left."""
+    waiters = [Registered(), Registered()]
+
+    def slept(effect):
+        assert effect.seconds == pytest.approx(5, abs=0.01)
+        return 0.5
+
+    outcome = following(
+        state,
+        (Listen, waiters[0]),
+        looks(state),
+        (Sleep, slept),
+        (Listen, waiters[1]),
+        looks(state, CHUNKS[:1]),
     )
-    assert isinstance(program.effect, Sleep)
-    assert 0.7 <= program.effect.seconds < 0.71
-    program.play((Sleep, 0.2), (Listen, Registered()), (AskRedis, [[b"sa"]]))
 
-    assert list(program.end().chunks) == [b"sa"]
+    assert outcome == Chunks(CHUNKS[:1])
+    assert [waiter.open for waiter in waiters] == [False, False]
 
 
-def test_a_stream_that_failed_fails_for_its_followers(state):
-    """With the type of the error."""
-    with pytest.raises(LeaderFailed):
-        following(state, (Listen, None), (AskRedis, [[]]), (LEASE, failed("ValueError")))
+def test_a_follower_waits_no_longer_than_the_policy_allows(state):
+    """Then it calls for itself: None."""
+    policy = Policy(ttl=10, max_wait=3)
+    waits = [
+        ((Listen, Registered()), looks(state), (Sleep, 2.0)),
+        ((Listen, Registered()), looks(state), (Sleep, 1.5)),
+    ]
+
+    assert following(state, *waits[0], *waits[1], policy=policy) is None
 
 
-def test_a_leader_that_is_gone_is_replaced(state):
-    """The lease is granted to one of the followers, which leads with a flight of its own."""
-    outcome = following(state, (Listen, None), (AskRedis, [[]]), (LEASE, granted(fence=60)))
+def test_a_stream_that_has_landed_is_read_from_its_entry(state):
+    """Whole: the consumer is given what it does not have."""
+    for count in (0, 2):
+        outcome = following(
+            state, (Listen, Registered()), looks(state, holder=None, count=count),
+            (like(LEASE, waited=b"40"), found(entry("an answer", fence=40))), (Decode, decoded), count=count,
+        )  # fmt: skip
+
+        assert isinstance(outcome, Chunks)
+        assert (outcome.chunks, outcome.last) == ([encode_chunk("an answer", None)], True)
+
+
+def test_a_stream_of_a_later_leader_is_read_too(state):
+    """The first one died; somebody else was faster and has stored the whole: nobody calls the model again."""
+    outcome = following(
+        state, (Listen, Registered()), looks(state, holder=None, count=2),
+        (LEASE, found(entry("another", fence=41))), (Decode, decoded), count=2,
+    )  # fmt: skip
+
+    assert outcome is not None
+
+
+def test_a_dead_leader_is_replaced(state):
+    """The follower holds the lease, and a flight that others join."""
+    outcome = following(
+        state, (Listen, Registered()), looks(state, holder=None), (like(LEASE, waited=b"40"), granted())
+    )
 
     assert isinstance(outcome, Held)
-    assert outcome.flight is not None
-    assert outcome.flight.fence == 60
+    assert outcome.grant.holder == HOLDER
+    assert outcome.flight.fence == 50
+    assert len(state.flights) == 1
 
 
-def test_a_lease_that_is_not_needed_is_given_back(state):
-    """Another thread of the process leads already."""
+def test_a_dead_leader_that_was_replaced_by_another_is_followed_there(state):
+    """By the new fence."""
+    assert following(
+        state, (Listen, Registered()), looks(state, holder=b"7:41:another"), (LEASE, held(41))
+    ) == Elsewhere(41)
+
+
+def test_a_lease_that_nobody_needs_is_given_back(state):
+    """Somebody of this process leads already."""
     state.flights.board(make_ask(state).flight_key)
-    lines = (
-        (Listen, None),
-        (AskRedis, [[]]),
+    outcome = following(
+        state,
+        (Listen, Registered()),
+        looks(state, holder=None),
         (LEASE, granted()),
-        (like(RELEASE, holder=HOLDER, tombstone_ms=0), True),
+        (like(RELEASE, holder=HOLDER), True),
     )
 
+    assert not isinstance(outcome, Held)
+
+
+def test_the_failure_of_a_leader_reaches_its_followers(state):
+    """LeaderFailed, with the type of the error."""
+    waiter = Registered()
+    with pytest.raises(LeaderFailed, match="ValueError"):
+        following(
+            state,
+            (Listen, waiter),
+            looks(state, holder=b"!7:40:ValueError"),
+            (like(LEASE, waited=b"40"), failed("ValueError")),
+        )
+
+    assert not waiter.open
+
+
+def test_an_answer_that_may_not_be_stored_is_computed_side_by_side(state):
+    """An empty failure: the follower calls for itself."""
+    assert (
+        following(state, (Listen, Registered()), looks(state, holder=b"!7:40:"), (LEASE, failed(""))) is None
+    )
+
+
+def test_a_stream_goes_on_over_a_bump(state):
+    """Its leader still holds its lease, of an older generation: the follower stays with it."""
+    state.partitions[0].word = None
+    outcome = following(
+        state,
+        (Listen, Registered()),
+        looks(state),
+        (Sleep, 0.1),
+        (Listen, Registered()),
+        looks(state, CHUNKS[:1]),
+    )
+
+    assert outcome == Chunks(CHUNKS[:1])
+
+
+def test_after_a_bump_a_follower_whose_leader_is_gone_leads_under_the_new_generation(state):
+    """OUTDATED, then the new word, then the lease."""
+    outcome = following(
+        state, (Listen, Registered()), looks(state, holder=None), (LEASE, outdated(b"8:100")),
+        (CONTROL, controlled(b"8:100")), (like(LEASE, generation=8), granted(word=b"8:100")),
+    )  # fmt: skip
+
+    assert isinstance(outcome, Held)
+    assert outcome.grant.word.generation == 8
+
+
+@pytest.mark.parametrize("where", ["listen", "look", "lease"])
+def test_a_follower_survives_the_loss_of_redis(state, where):
+    """Counted, and None: it calls for itself.  Under strict it raises."""
+    lines = [(Listen, Registered()), looks(state, holder=None), (LEASE, AWAY)]
+    at = ("listen", "look", "lease").index(where)
+    lines = [*lines[:at], (lines[at][0], AWAY)]
+
     assert following(state, *lines) is None
-
-
-def test_another_leader_is_followed(state):
-    """Who leads now, by its fence."""
-    assert following(state, (Listen, None), (AskRedis, [[]]), (LEASE, held(60))) == Elsewhere(60)
-
-
-def test_an_answer_that_may_not_be_stored_has_no_more_chunks(state):
-    """Neither a lease nor an entry: the caller is told so."""
-    assert following(state, (Listen, None), (AskRedis, [[]]), (LEASE, failed(""))) is None
-
-
-def test_a_followers_patience_ends(state):
-    """After max_wait it is on its own."""
-    lines = [(Listen, None), (AskRedis, [[]]), (LEASE, held(40)), (Sleep, 1.0)] * 2
-
-    assert following(state, *lines, policy=Policy(ttl=10, max_wait=2)) is None
-
-
-@pytest.mark.parametrize("error", [AWAY, Cancelled()])
-@pytest.mark.parametrize("step", range(4))
-def test_whatever_happens_while_following_no_registration_is_left(state, step, error):
-    """An error at each effect in turn ends the following, and the waiting."""
-    waiters, number = [], -1
-
-    def respond(effect: Any) -> Any:
-        nonlocal number
-        number += 1
-        if number == step:
-            return error
-        match effect:
-            case Listen():
-                waiters.append(Registered())
-                return waiters[-1]
-            case AskRedis():
-                return [[]]
-            case Sleep():
-                return 200.0
-        return held(40) if effect.script is LEASE else True
-
-    result, raised = outcome_of(follow(state, make_ask(state), Elsewhere(40), 0), respond)
-
-    assert not any(waiter.open for waiter in waiters)
-    if error is AWAY:  # the caller is on its own, and the failure counted
-        assert (result, raised) == (None, None)
-        assert counts(state)["backend_errors"] == 1
-    else:
-        assert raised is error
-
-
-def test_following_in_a_strict_cache_raises():
-    """Redis away is an error there."""
-    state = make_state(strict=True)
+    assert counts(state) == {"backend_errors": 1}
+    strict = make_state(strict=True)
     with pytest.raises(BackendUnavailable):
-        following(state, (Listen, None), (AskRedis, AWAY))
+        following(strict, *lines)
 
 
-# --- ending -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("where", [1, 2, 3])
+def test_a_follower_that_is_cancelled_stops_waiting(state, where):
+    """Wherever it stands."""
+    waiter = Registered()
+    lines = [(Listen, waiter), looks(state), (Sleep, Cancelled())]
+    if where == 1:
+        lines = [(Listen, waiter), (Ask, Cancelled())]
+    elif where == 3:
+        lines = [
+            (Listen, waiter),
+            looks(state, holder=None),
+            (LEASE, Cancelled()),
+            (like(RELEASE, tombstone_ms=0), True),
+        ]
+    with pytest.raises(Cancelled):
+        following(state, *lines)
 
-
-def chunk_encoding(effect: Any) -> Any:
-    from askonce._effects import Encoded
-    from askonce.entry import encode_stream
-
-    return Encoded(*encode_stream(effect.value, effect.cost_ms))
-
-
-def ending(state, mine, answers):
-    """Play ``end`` of a stream of two chunks; *answers* by the name of the script or command."""
-    asked = []
-
-    def respond(effect: Any) -> Any:
-        name = effect.script.name if hasattr(effect, "script") else effect.commands[0][0]
-        asked.append(name)
-        return answers.get(name, [1])
-
-    from askonce._effects import Encode
-
-    program = Player(end(state, mine, [b"sa", b"sb"], 5))
-    while not program.ended:
-        program.answer(chunk_encoding if isinstance(program.effect, Encode) else respond)
-    return program.result, asked
-
-
-def test_a_stream_that_came_to_its_end_is_stored(state):
-    """One store gives the lease back; the flight lands with all chunks."""
-    mine = leading(state)
-    result, asked = ending(state, mine, {"store": stored(REPLACED)})
-
-    assert result is True
-    assert asked[0] == "store"
-    assert mine.flight.future.result(0).payload is not None
+    assert not waiter.open
     assert len(state.flights) == 0
+
+
+# --- following here -----------------------------------------------------------------------------------------------
+
+
+def resting(landed):
+    """Return what a follower is given of a flight that passed nothing on."""
+    state = make_state()
+    program = rest(make_ask(state), Flight((WORD, DIGEST), None))
+    return play(
+        program,
+        (Join, landed),
+        *([(Decode, decoded)] if isinstance(landed, Landed) and landed.payload else []),
+    )
+
+
+def test_a_value_that_landed_is_a_stream_of_one_chunk():
+    """Another caller of the process computed it in one piece."""
+    flags, payload = encode_stream(CHUNKS, 30)
+
+    assert resting(Landed(flags, payload, None, 5.0)) == CHUNKS
+    data = entry("an answer")
+    assert resting(Landed(0, data[48:], None, 5.0)) == [encode_chunk("an answer", None)]
+
+
+@pytest.mark.parametrize("landed", [None, TIMED_OUT, Landed(0, None, object(), 0.0)])
+def test_a_flight_that_has_nothing_for_us_is_left(landed):
+    """Its leader gave up, takes too long, or has a value that cannot be encoded."""
+    assert resting(landed) is None
+
+
+def test_a_value_in_another_codec_is_left():
+    """Of no use to this caller."""
+    state = make_state()
+    program = rest(make_ask(state), Flight((WORD, DIGEST), None))
+
+    assert (
+        play(program, (Join, Landed(0, entry()[48:], None, 5.0)), (Decode, Corrupt("another codec"))) is None
+    )
+
+
+# --- the end ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def leading(state):
+    """What the leader of a stream holds."""
+    return tuned(state, MISS, (LEASE, granted()))
+
+
+def test_a_stream_that_has_ended_is_stored_and_its_chunks_go(state, leading):
+    """Stored first, so that who follows finds the rest there."""
+    asked = play(
+        end(state, leading, CHUNKS, 30),
+        (like(STORE, fence=50, holder=HOLDER), stored()),
+        (Ask, lambda effect: [1]),
+    )
+
+    assert asked is True
+    assert leading.flight.tape.complete
+    assert leading.flight.future.result(0).payload is not None
     assert counts(state)["stored"] == 1
+    assert len(state.flights) == 0
 
 
-def test_a_stream_that_cannot_be_stored_lands_all_the_same(state):
-    """Redis went away while it ran: those who joined have it."""
-    mine = leading(state)
-    result, _ = ending(state, mine, {"store": AWAY, "release": AWAY, "UNLINK": AWAY})
+def test_what_was_not_published_yet_is_published_before_the_end(state, leading):
+    """In calls of at most a thousand chunks, the mark of the end behind them; then it is stored."""
+    unsent = [*(b"s%d" % number for number in range(2100)), END_MARK]
+    sent = []
 
-    assert result is False
-    assert mine.flight.future.result(0).payload is not None
+    def published(effect):
+        sent.append(effect.args[4:])
+        return len(sent)
+
+    play(
+        end(state, leading, unsent[:-1], 30, unsent), (PUBLISH, published), (PUBLISH, published), (PUBLISH, published),
+        (STORE, stored()), (Ask, lambda effect: [1]),
+    )  # fmt: skip
+
+    assert [chunk for chunks in sent for chunk in chunks] == unsent
+    assert max(map(len, sent)) <= 1000
+
+
+def test_a_stream_that_lost_its_lease_is_still_judged_by_its_fence(state, leading):
+    """publish answers 0: no more of it is published; store decides."""
+    play(
+        end(state, leading, CHUNKS, 30, [*CHUNKS, END_MARK]), (PUBLISH, 0), (STORE, stored(FENCED_OFF)),
+    )  # fmt: skip
+
+    assert counts(state)["fenced_off"] == 1
+    assert leading.flight.tape.ended
+
+
+def test_redis_that_goes_away_at_the_end_fails_nothing(state, leading):
+    """The consumer has all chunks; followers here have them too."""
+    program = Player(end(state, leading, CHUNKS, 30, [END_MARK])).play((PUBLISH, AWAY), (STORE, AWAY))
+    while not program.ended:  # what it still tries to give back is its own affair
+        program.answer(AWAY)
+
+    assert program.result is False
+    assert leading.flight.tape.complete
+    assert len(state.flights) == 0
 
 
 def test_a_stream_without_a_lease_is_not_stored(state):
-    """It was led without Redis."""
-    mine = tune(state, (Fetch, AWAY))
-    result, asked = ending(state, mine, {})
+    """Nobody knows what was invalidated meanwhile; those who joined have it."""
+    alone = tuned(state, (Fetch, AWAY))
 
-    assert result is False
-    assert STORE.name not in asked
+    assert play(end(state, alone, CHUNKS, 30)) is False
+    assert alone.flight.tape.complete
+
+
+@pytest.mark.parametrize("error", [None, ValueError("secret")])
+def test_an_abandoned_stream_tells_those_who_follow(state, leading, error):
+    """Here by its tape, elsewhere by what stands in the place of the lease."""
+    tombstone = (
+        (like(RELEASE, tombstone_ms=0), True) if error is None else (like(RELEASE, text="ValueError"), True)
+    )
+    play(abandon(state, leading, error), tombstone)
+
+    assert leading.flight.tape.ended
+    assert leading.flight.tape.error is error
+    assert not leading.flight.tape.complete
     assert len(state.flights) == 0
+
+
+def test_a_stream_led_here_is_read_to_its_end_by_all_who_joined(state, leading):
+    """The flight keeps what came after it was boarded, for late comers too."""
+    for chunk in CHUNKS:
+        leading.flight.tape.append(chunk)
+    late = tuned(state, MISS)
+
+    assert late is leading.flight
+    assert late.tape.chunks == CHUNKS
+    assert isinstance(served_after(state, leading), Served)
+
+
+def served_after(state, leading):
+    """Return what who asks after the end is given."""
+    play(end(state, leading, CHUNKS, 30), (STORE, stored()), (Ask, lambda effect: [1]))
+    flags, payload = encode_stream(CHUNKS, 30)
+    data = entry("x")
+    return tuned(state, (Fetch, fetched(data[:3] + bytes([flags]) + data[4:48] + payload)), (Decode, decoded))

@@ -1,100 +1,158 @@
-"""A stream under way, recorded."""
+"""A stream under way, recorded while it is passed on."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
+import pytest
+
+from askonce._loops import within
 from askonce._tapes import Tape
 
 
-def test_chunks_are_kept_in_order():
-    """What is appended is there, with its size."""
+def ends(tape):
+    """Return how the tape ended."""
+    return tape.ended, tape.complete, tape.error
+
+
+def test_chunks_are_kept_in_order_and_counted():
+    """Every follower reads from any place; the size is that of the chunks."""
     tape = Tape()
-    for chunk in (b"a", b"", b"bc"):
+    for chunk in (b"a", b"", b"bcd"):
         tape.append(chunk)
 
-    assert (tape.chunks, tape.size) == ([b"a", b"", b"bc"], 3)
-    assert not tape.ended
+    assert tape.chunks == [b"a", b"", b"bcd"]
+    assert tape.size == 4
+    assert ends(tape) == (False, False, None)
 
 
-def test_who_waits_for_more_is_woken():
-    """By the next chunk, or by the end; who is behind already does not wait."""
+def test_what_is_there_is_not_waited_for():
+    """More than count chunks: the future is done."""
     tape = Tape()
-    first = tape.more(0)
-    assert not first.done()
     tape.append(b"a")
-    assert first.done()
+
     assert tape.more(0).done()
-    second = tape.more(1)
-    assert not second.done()
-    tape.end(complete=True)
-    assert second.done()
-    assert tape.more(1).done()
-    assert tape.more(100).done()
+    assert not tape.more(1).done()
+    assert not tape.more(5).done()
 
 
-def test_the_first_end_counts():
-    """A stream ends once: complete, with an error, or given up."""
-    error = ValueError("no")
-    for words, expected in [
-        ({"complete": True}, (True, None)),
-        ({"error": error}, (False, error)),
-        ({}, (False, None)),
-    ]:
-        tape = Tape()
-        tape.end(**words)
-        tape.end(complete=True)
-        tape.end(error=KeyError())
-        assert (tape.complete, tape.error, tape.ended) == (*expected, True)
-
-
-def test_who_has_given_up_waiting_is_no_error():
-    """A follower that was cancelled does not disturb the leader."""
+def test_a_chunk_wakes_all_who_wait():
+    """Each looks again, whatever count it waited for."""
     tape = Tape()
-    tape.more(0).cancel()
-    other = tape.more(0)
+    waiting = [tape.more(count) for count in (0, 0, 3)]
     tape.append(b"a")
 
-    assert other.done()
+    assert all(one.done() for one in waiting)
 
 
-def test_a_follower_may_look_while_it_is_woken():
-    """Whoever is woken may read, wait again, or end the tape: no lock is in the way."""
+def test_the_end_wakes_all_who_wait():
+    """With an answer, an error, or neither; who comes later does not wait at all."""
+    for words in ({"complete": True}, {"error": ValueError()}, {}):
+        tape = Tape()
+        waiting = tape.more(0)
+        tape.end(**words)
+
+        assert waiting.done()
+        assert tape.more(0).done()
+        assert ends(tape) == (True, words.get("complete", False), words.get("error"))
+
+
+def test_the_first_word_about_the_end_counts():
+    """An error behind a whole answer, or an answer behind an error, changes nothing."""
+    error = ValueError()
+    for first, later in (
+        ({"complete": True}, {"error": error}),
+        ({"error": error}, {"complete": True}),
+        ({}, {"error": error}),
+    ):
+        tape = Tape()
+        tape.end(**first)
+        before = ends(tape)
+        tape.end(**later)
+
+        assert ends(tape) == before
+
+
+def test_a_future_that_was_cancelled_does_no_harm():
+    """A follower that goes away leaves its future behind."""
+    tape = Tape()
+    gone, waiting = tape.more(0), tape.more(0)
+    gone.cancel()
+    tape.append(b"a")
+
+    assert waiting.done()
+
+
+def test_nothing_is_kept_of_who_has_been_woken():
+    """A long stream with many followers does not grow but by its chunks."""
+    tape = Tape()
+    for count in range(100):
+        tape.more(count)
+        tape.append(b"x")
+
+    assert tape._waiting == []
+
+
+def test_a_follower_may_look_again_while_it_is_woken():
+    """What a callback does to the tape (an event loop's, the garbage collector's) does not deadlock."""
     tape, seen = Tape(), []
 
-    def again(_: object) -> None:
+    def woken(_):
         seen.append(list(tape.chunks))
-        tape.end()
+        tape.more(len(tape.chunks)).add_done_callback(lambda _: seen.append(ends(tape)))
+        tape.end(complete=True)
 
-    tape.more(0).add_done_callback(again)
+    tape.more(0).add_done_callback(woken)
     tape.append(b"a")
 
-    assert seen == [[b"a"]]
-    assert tape.ended
+    assert seen == [[b"a"], (True, True, None)]
 
 
-def test_many_followers_read_what_the_leader_writes():
-    """Each of them has every chunk, once and in order, however they interleave."""
-    tape, found = Tape(), []
-    expected = [b"%d" % number for number in range(500)]
+def test_a_recording_is_read_by_threads_while_it_is_made():
+    """Ten readers that wait for each chunk have all of them, in order."""
+    tape, whole = Tape(), [b"%d" % number for number in range(500)]
+    results = []
 
-    def follow() -> None:
-        place, mine = 0, []
+    def read():
+        got = []
         while True:
-            tape.more(place).result(10)
-            mine += tape.chunks[place:]
-            place = len(mine)
-            if tape.ended and place == len(tape.chunks):
-                found.append(mine)
-                return
+            tape.more(len(got)).result(10)
+            got += tape.chunks[len(got) :]
+            if tape.ended and len(got) == len(tape.chunks):
+                break
+        results.append(got)
 
-    threads = [threading.Thread(target=follow) for _ in range(4)]
+    threads = [threading.Thread(target=read) for _ in range(10)]
     for thread in threads:
         thread.start()
-    for chunk in expected:
+    for chunk in whole:
         tape.append(chunk)
     tape.end(complete=True)
     for thread in threads:
-        thread.join()
+        thread.join(10)
 
-    assert found == [expected] * 4
+    assert results == [whole] * 10
+
+
+async def test_a_recording_is_read_by_tasks_while_a_thread_makes_it():
+    """A task waits for a chunk without blocking its loop, and its impatience is its own."""
+    tape = Tape()
+    assert await within(tape.more(0), 0.01, "impatient") == "impatient"
+    reading = asyncio.create_task(within(tape.more(0), 10, "impatient"))
+    await asyncio.sleep(0)
+    await asyncio.to_thread(tape.append, b"a")
+
+    assert await reading is None
+    assert tape.chunks == [b"a"]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_an_ended_tape_is_read_to_its_last_chunk(count):
+    """The end does not hide what came before it."""
+    tape = Tape()
+    tape.append(b"a")
+    tape.end(error=ValueError())
+
+    assert tape.more(count).done()
+    assert tape.chunks[count:] == [b"a"][count:]

@@ -46,6 +46,12 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 
+def _close_registration(registered: asyncio.Future[Any]) -> None:
+    """Close a registration whose caller was cancelled before it had it."""
+    if not registered.cancelled() and registered.exception() is None:
+        registered.result().close()
+
+
 class AsyncCache(View):
     """A response cache for code that awaits; safe to share between tasks and event loops."""
 
@@ -422,7 +428,14 @@ class AsyncCache(View):
                 listener = self._namespace.listener
                 if listener.ready:
                     return listener.register(digest, chunks)
-                return await asyncio.to_thread(listener.register, digest, chunks)
+                registering = asyncio.get_running_loop().run_in_executor(
+                    None, listener.register, digest, chunks
+                )
+                try:
+                    return await asyncio.shield(registering)
+                except asyncio.CancelledError:
+                    registering.add_done_callback(_close_registration)
+                    raise
             case Sleep(waiter, seconds):
                 start = time.monotonic()
                 await within(waiter.woken, seconds, None)

@@ -26,7 +26,7 @@ from redis.exceptions import ResponseError
 from ._background import Background
 from ._effects import Computed, Encoded, Fetched, Renewal
 from ._flights import Flights
-from ._programs import END_MARK, Ask, Held, Partition, State, publish_call
+from ._programs import END_MARK, NOTHING_UNSENT, Ask, Held, Partition, State, Unsent, publish_call
 from ._wire.breaker import Breaker
 from ._wire.commands import answer, checked, is_unknown_script, pack, pack_load, pack_script
 from ._wire.endpoint import Endpoint, from_client, from_environment, from_url
@@ -464,15 +464,15 @@ class Namespace:
         if held.flight is not None and held.grant is not None:
             self.publisher.add(held, held.flight.tape)
 
-    def unpublished(self, held: Held) -> list[bytes]:
-        """Publish no more of a flight; return what followers elsewhere have not been given, and the mark of the end."""
+    def unpublished(self, held: Held) -> Unsent:
+        """Publish no more of a flight; return what followers elsewhere were not given, and the mark of the end."""
         unsent = self.publisher.take(held.flight.tape) if held.flight is not None else None
-        return [] if unsent is None else [*unsent, END_MARK]
+        return NOTHING_UNSENT if unsent is None else (unsent[0], [*unsent[1], END_MARK])
 
-    def _publish(self, held: Held, chunks: list[bytes]) -> int:
+    def _publish(self, held: Held, before: int, chunks: list[bytes]) -> int:
         if held.grant is None:
             return 0
-        keys, args = publish_call(held.wanted, held.grant, chunks)
+        keys, args = publish_call(held.wanted, held.grant, before, chunks)
         return self._invoke(PUBLISH, keys, args)
 
     def _renew(self, renewal: Renewal) -> bool:

@@ -76,7 +76,11 @@ class Passed:
         if self._place >= len(self._chunks):
             self._own += 1
             return True  # nothing was passed on by another source: there is nothing to compare with
-        return self._is_new(encode_chunk(chunk, self.codec))
+        try:
+            encoded = encode_chunk(chunk, self.codec)
+        except Exception:  # noqa: BLE001  the codec is the user's; what cannot be compared cannot go on
+            raise StreamBroken(len(self._chunks)) from None
+        return self._is_new(encoded)
 
     def _is_new(self, chunk: bytes) -> bool:
         place, self._place = self._place, self._place + 1

@@ -11,7 +11,7 @@ from random import Random
 
 from rich.console import Console
 
-from askonce import Cache
+from askonce import BackendUnavailable, Cache
 from examples import standin
 from examples.docgen.fleet import Fleet
 from examples.docgen.numbers import Meters, Result, result
@@ -125,6 +125,8 @@ def _play(stage: _Stage, each: Round, settings: Settings, console: Console) -> t
 def _read(stage: _Stage, *, computed: int = 0) -> Meters:
     """The meters now. `computed` stands in for a model that does not tell: our own count of this round."""
     usage = stage.cache.usage()
+    if not usage.known:
+        raise BackendUnavailable(f"{stage.cache!r} does not answer")
     stats = stage.model.stats() if stage.model.stats is not None else standin.Stats(calls=computed)
     return Meters(
         reached=stats.calls, refused=sum(stats.errors.values()), entries=usage.entries, bytes=usage.bytes

@@ -37,6 +37,7 @@ COMMANDS = [
     "hincrby",
     "hgetall",
     "rpush",
+    "llen",
     "lrange",
     "evalsha",
     "script|load",

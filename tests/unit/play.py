@@ -262,8 +262,8 @@ def granted(fence: int = FENCE, word: bytes = WORD) -> Leased:
 
 
 def held(fence: int = 40, left_ms: int = 5000, word: bytes = WORD) -> Leased:
-    """Return: somebody else has the lease."""
-    return Leased(HELD, NOW, word, fence=fence, left_ms=left_ms)
+    """Return: somebody else has the lease, and asked for it under this control word."""
+    return Leased(HELD, NOW, word, fence=fence, left_ms=left_ms, token=word.partition(b":")[2] + b"-another")
 
 
 def found(data: bytes, word: bytes = WORD) -> Leased:

@@ -297,7 +297,7 @@ def test_a_waiter_registers_then_looks_again_then_sleeps(state):
         MISS,
         (like(LEASE, waited=b""), held(40, left_ms=5000)),
         (Listen(0, DIGEST), first),
-        (like(LEASE, waited=b""), held(40, left_ms=4000)),
+        (like(LEASE, waited=b"40"), held(40, left_ms=4000)),
         (Sleep(first, 4.001), 1.5),
         (Listen(0, DIGEST), second),
         (like(LEASE, waited=b"40", seen=b""), found(entry("theirs", age=0.1, fence=40))),

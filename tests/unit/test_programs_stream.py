@@ -33,6 +33,7 @@ from .play import (
     like,
     make_ask,
     make_state,
+    outcome_of,
     outdated,
     play,
     stored,
@@ -139,9 +140,9 @@ def test_a_stream_that_began_before_an_invalidation_is_not_followed(state):
 
     other = make_state()
     leading = tuned(other, MISS, (LEASE, granted(50)))
-    asked = Player(tune_in(other, make_ask(other))).play((Fetch, fetched(grave(60))))
-    assert asked.asks().script is LEASE
-    assert leading.flight.fence == 50
+    outcome = tuned(other, (Fetch, fetched(grave(60))), (LEASE, held(55)))
+    assert isinstance(outcome, Held)
+    assert outcome.flight is not leading.flight
 
 
 def test_a_stream_whose_tags_may_have_been_invalidated_is_not_followed(state):
@@ -171,6 +172,15 @@ def test_one_caller_revalidates_a_stale_stream(state):
     served = tuned(other, (Fetch, fetched(STALE)), (Decode, decoded), (LEASE, held(40)), policy=WINDOWS)
     assert served.source is Source.STALE
     assert len(other.flights) == 0
+
+
+def test_an_expired_stream_may_stand_in_for_a_producer_that_fails(state):
+    """The leader holds it; it is served to nobody else."""
+    lines = ((Fetch, fetched(EXPIRED)), (Decode, decoded), (like(LEASE, seen=fence_of(EXPIRED)), granted()))
+    leading = tuned(state, *lines, policy=WINDOWS)
+
+    assert isinstance(leading, Held)
+    assert leading.fallback.value == [encode_chunk("old", None)]
 
 
 def test_a_stale_stream_is_served_if_redis_goes_away(state):
@@ -214,6 +224,32 @@ def test_only_if_cached_leads_nothing(state):
     )
 
 
+@pytest.mark.parametrize("data", [None, entry(age=500)])
+def test_only_if_cached_computes_nothing_anew(state, data):
+    """What is not there, or dead, is an error."""
+    with pytest.raises(NotCached):
+        tuned(state, (Fetch, fetched(data)), only_if_cached=True)
+
+    assert len(state.flights) == 0
+
+
+def test_only_if_cached_serves_a_stale_stream(state):
+    """And leaves the revalidation to others."""
+    served = tuned(state, (Fetch, fetched(STALE)), (Decode, decoded), policy=WINDOWS, only_if_cached=True)
+
+    assert served.source is Source.STALE
+    assert len(state.flights) == 0
+
+
+def test_a_function_that_asks_for_its_own_stream_computes(state):
+    """It would wait for itself."""
+    tuned(state, MISS, (LEASE, granted()))
+    outcome = tuned(state, MISS, leading=frozenset({DIGEST}))
+
+    assert isinstance(outcome, Held)
+    assert outcome.flight is None
+
+
 def test_unread_asks_for_a_lease_to_replace_what_is_stored(state):
     """read=False: the fence of the entry is shown, and the entry is not decoded."""
     data = entry()
@@ -240,6 +276,16 @@ def test_an_interrupted_caller_gives_back_what_it_may_have_been_granted(state, i
     assert flight.tape.ended
     assert not flight.tape.complete
     assert len(state.flights) == 0
+
+
+def test_callers_who_come_first_at_the_same_time_do_not_bump():
+    """One of them writes the control word; that another has read it before is no sign that it was lost."""
+    state = make_state(word=None)
+    writes, finds = (Player(tune_in(state, make_ask(state))) for _ in range(2))
+    finds.play((CONTROL, controlled(written=False)))
+    writes.play((CONTROL, controlled(written=True)))
+
+    assert isinstance(writes.asks(), Fetch)
 
 
 # --- following elsewhere ------------------------------------------------------------------------------------------
@@ -428,25 +474,38 @@ def test_a_follower_survives_the_loss_of_redis(state, where):
         following(strict, *lines)
 
 
-@pytest.mark.parametrize("where", [1, 2, 3])
-def test_a_follower_that_is_cancelled_stops_waiting(state, where):
-    """Wherever it stands."""
-    waiter = Registered()
-    lines = [(Listen, waiter), looks(state), (Sleep, Cancelled())]
-    if where == 1:
-        lines = [(Listen, waiter), (Ask, Cancelled())]
-    elif where == 3:
-        lines = [
-            (Listen, waiter),
-            looks(state, holder=None),
-            (LEASE, Cancelled()),
-            (like(RELEASE, tombstone_ms=0), True),
-        ]
-    with pytest.raises(Cancelled):
-        following(state, *lines)
+@pytest.mark.parametrize("error", [AWAY, Cancelled()])
+@pytest.mark.parametrize("step", range(5))
+@pytest.mark.parametrize("leader", ["at work", "gone"])
+def test_whatever_happens_while_following_no_registration_is_left(state, leader, step, error):
+    """An error at each effect in turn ends the following, and the waiting; no flight is left either."""
+    waiters, asked = [], []
 
-    assert not waiter.open
+    def respond(effect):
+        asked.append(effect)
+        if len(asked) == step + 1:
+            return error
+        match effect:
+            case Listen():
+                waiters.append(Registered())
+                return waiters[-1]
+            case Ask():
+                holder = b"7:40:theirs" if leader == "at work" else None
+                return [
+                    {"LRANGE": [], "GET": holder, "PTTL": 5000}[command[0]] for command in effect.commands
+                ]
+            case Sleep():
+                return 200.0
+        return failed("") if effect.script is LEASE else True
+
+    result, raised = outcome_of(follow(state, make_ask(state), Elsewhere(40), 0), respond)
+
+    assert not any(waiter.open for waiter in waiters)
     assert len(state.flights) == 0
+    if len(asked) <= step or error is AWAY:  # the caller is on its own
+        assert (result, raised) == (None, None)
+    else:
+        assert raised is error
 
 
 # --- following here -----------------------------------------------------------------------------------------------
@@ -518,11 +577,11 @@ def test_what_was_not_published_yet_is_published_before_the_end(state, leading):
     sent = []
 
     def published(effect):
-        sent.append(effect.args[4:])
+        sent.append(effect.args[5:])
         return len(sent)
 
     play(
-        end(state, leading, unsent[:-1], 30, unsent), (PUBLISH, published), (PUBLISH, published), (PUBLISH, published),
+        end(state, leading, unsent[:-1], 30, (0, unsent)), (PUBLISH, published), (PUBLISH, published), (PUBLISH, published),
         (STORE, stored()), (Ask, lambda effect: [1]),
     )  # fmt: skip
 
@@ -533,7 +592,7 @@ def test_what_was_not_published_yet_is_published_before_the_end(state, leading):
 def test_a_stream_that_lost_its_lease_is_still_judged_by_its_fence(state, leading):
     """publish answers 0: no more of it is published; store decides."""
     play(
-        end(state, leading, CHUNKS, 30, [*CHUNKS, END_MARK]), (PUBLISH, 0), (STORE, stored(FENCED_OFF)),
+        end(state, leading, CHUNKS, 30, (0, [*CHUNKS, END_MARK])), (PUBLISH, 0), (STORE, stored(FENCED_OFF)),
     )  # fmt: skip
 
     assert counts(state)["fenced_off"] == 1
@@ -542,7 +601,7 @@ def test_a_stream_that_lost_its_lease_is_still_judged_by_its_fence(state, leadin
 
 def test_redis_that_goes_away_at_the_end_fails_nothing(state, leading):
     """The consumer has all chunks; followers here have them too."""
-    program = Player(end(state, leading, CHUNKS, 30, [END_MARK])).play((PUBLISH, AWAY), (STORE, AWAY))
+    program = Player(end(state, leading, CHUNKS, 30, (0, [END_MARK]))).play((PUBLISH, AWAY), (STORE, AWAY))
     while not program.ended:  # what it still tries to give back is its own affair
         program.answer(AWAY)
 

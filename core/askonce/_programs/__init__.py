@@ -12,7 +12,7 @@ is an effect (see ``_effects``).  Rules that keep it so:
 """
 
 from .admin import bump, clear, flush, invalidate, invalidate_tag, usage, whereabouts
-from .begin import END_MARK, Held, abandon, begin, finish, publish_call
+from .begin import END_MARK, NOTHING_UNSENT, Held, Unsent, abandon, begin, finish, publish_call
 from .compute import get_or_compute
 from .find import lookup
 from .many import get_many, get_or_compute_many
@@ -22,12 +22,14 @@ from .write import store
 
 __all__ = [
     "END_MARK",
+    "NOTHING_UNSENT",
     "Ask",
     "Chunks",
     "Elsewhere",
     "Held",
     "Partition",
     "State",
+    "Unsent",
     "abandon",
     "begin",
     "bump",

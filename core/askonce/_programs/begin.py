@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from .._effects import Program, TimedOut, invoke, join
 from .._flights import Flight
@@ -21,6 +21,10 @@ from .compute import acquire, coalesced, error_type, what_is_stored
 from .find import Found, failed, find, serve, use
 from .state import Ask, State
 from .write import Grant, keep, release
+
+#: How many chunks followers elsewhere were given, and those that they were not.
+Unsent: TypeAlias = tuple[int, Sequence[bytes]]
+NOTHING_UNSENT: Final[Unsent] = (0, ())
 
 #: Published after the last chunk of a stream: no chunk is empty.
 END_MARK: Final = b""
@@ -106,7 +110,9 @@ def _lead(
     return Held(wanted, flight, grant)
 
 
-def finish(state: State, held: Held, value: Any, cost_ms: int, unsent: Sequence[bytes] = ()) -> Program[bool]:
+def finish(
+    state: State, held: Held, value: Any, cost_ms: int, unsent: Unsent = NOTHING_UNSENT
+) -> Program[bool]:
     """
     Store what the caller computed, give the lease back, hand the value to all who joined.
 
@@ -115,7 +121,7 @@ def finish(state: State, held: Held, value: Any, cost_ms: int, unsent: Sequence[
     landed = None
     state.counters.add("computed")
     try:
-        if unsent and held.grant is not None:
+        if unsent[1] and held.grant is not None:
             yield from _publish(state, held.wanted, held.grant, unsent)
         landed = yield from keep(state, held.wanted, value, cost_ms, held.grant)
         return landed.ttl > 0
@@ -124,10 +130,12 @@ def finish(state: State, held: Held, value: Any, cost_ms: int, unsent: Sequence[
             state.flights.land(held.flight, landed)
 
 
-def _publish(state: State, wanted: Ask, grant: Grant, chunks: Sequence[bytes]) -> Program[None]:
+def _publish(state: State, wanted: Ask, grant: Grant, unsent: Unsent) -> Program[None]:
+    before, chunks = unsent
     try:
         for start in range(0, len(chunks), _MOST_CHUNKS):
-            keys, args = publish_call(wanted, grant, chunks[start : start + _MOST_CHUNKS])
+            some = chunks[start : start + _MOST_CHUNKS]
+            keys, args = publish_call(wanted, grant, before + start, some)
             if not (yield from invoke(PUBLISH, wanted.partition.index, keys, *args)):
                 return
     except BackendUnavailable as error:
@@ -135,12 +143,13 @@ def _publish(state: State, wanted: Ask, grant: Grant, chunks: Sequence[bytes]) -
 
 
 def publish_call(
-    wanted: Ask, grant: Grant, chunks: Sequence[bytes]
+    wanted: Ask, grant: Grant, before: int, chunks: Sequence[bytes]
 ) -> tuple[tuple[bytes, ...], tuple[Arg, ...]]:
-    """Return keys and arguments of one ``publish``."""
+    """Return keys and arguments of one ``publish``, *before* being how many chunks were published so far."""
     names, digest = wanted.partition.names, wanted.digest
     keys = (names.k + digest, names.r + b"%b:%d" % (digest, grant.fence), names.w)
-    return keys, (grant.holder, wanted.policy.lease_ms, wanted.partition.publish, b"r" + digest, *chunks)
+    words = (grant.holder, wanted.policy.lease_ms, wanted.partition.publish, b"r" + digest, before)
+    return keys, (*words, *chunks)
 
 
 def abandon(state: State, held: Held, error: Exception | None) -> Program[None]:

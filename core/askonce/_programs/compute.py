@@ -162,11 +162,11 @@ def acquire(state: State, wanted: Ask, seen: bytes) -> Program[Grant | Found | N
                 return outcome
             if not wanted.waits or wanted.refreshes or left <= 0:
                 return None
+            waited = b"%d" % outcome.fence  # from here on its failure is this caller's too
             if waiter is None:  # register for the message first, then look again: no wake-up is lost
                 waiter = yield from listen(wanted.partition.index, wanted.digest)
                 continue
             left -= yield from sleep(waiter, min(left, max(outcome.left_ms, 1) / 1000 + 0.001))
-            waited = b"%d" % outcome.fence
             waiter.close()
             waiter = yield from listen(wanted.partition.index, wanted.digest)
     finally:

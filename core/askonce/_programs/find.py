@@ -105,7 +105,7 @@ def connect(part: Partition) -> Program[Word]:
     """Return the partition's control word, written first if there is none."""
     controlled = yield from invoke(CONTROL, part.index, (part.names.c,))
     word = _parsed(part, controlled.word)
-    if controlled.written and word.generation <= part.newest:
+    if controlled.written and word.raw != part.newest_raw and word.generation <= part.newest:
         # It was lost less than a second after it was written: the clock alone would bring old entries back.
         part.newest += 1
     return (yield from adopt(part, word))
@@ -116,7 +116,7 @@ def adopt(part: Partition, word: Word) -> Program[Word]:
     if word.generation < part.newest:  # a failover, or a restored backup, lost a bump
         keys = (part.names.c, part.names.w)
         word = _parsed(part, (yield from invoke(BUMP, part.index, keys, part.newest, part.publish)))
-    part.newest = max(part.newest, word.generation)
+    part.note(word)
     part.word = word
     return word
 

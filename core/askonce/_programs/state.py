@@ -46,6 +46,7 @@ class Partition:
     word: Word | None = None
     #: The greatest generation ever seen: Redis must never go back behind it.
     newest: int = 0
+    newest_raw: bytes = b""
     publish: bytes = b"PUBLISH"
     #: Eviction candidates named by the last store or trim: member, score, member, score ...
     victims: list[bytes] = field(default_factory=list)
@@ -59,6 +60,11 @@ class Partition:
     uses: dict[bytes, int] = field(default_factory=dict)
     #: When entries were last shed because Redis was out of memory.
     shed_ms: int = 0
+
+    def note(self, word: Word) -> None:
+        """Remember the greatest generation seen."""
+        if word.generation >= self.newest:
+            self.newest, self.newest_raw = word.generation, word.raw
 
     def suspect(self, member: bytes) -> None:
         """Note a member whose books need healing."""

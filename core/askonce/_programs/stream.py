@@ -7,7 +7,6 @@ publishes, and the rest from the entry once the stream has landed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .._effects import Program, TimedOut, ask, decode, join, listen, sleep
@@ -17,7 +16,7 @@ from ..errors import BackendUnavailable, NotCached
 from ..policy import Freshness
 from ..scripts import Leased
 from ..served import AnyServed, Source
-from .begin import END_MARK, Held, finish
+from .begin import END_MARK, NOTHING_UNSENT, Held, Unsent, finish
 from .compute import take_lease, what_is_stored
 from .find import Found, failed, find, serve, use
 from .state import Ask, State
@@ -124,7 +123,8 @@ def _outdated(wanted: Ask, found: Found | None, leased: Leased) -> bool:
     if found is not None and leased.fence < found.least_fence:
         return True
     word = wanted.partition.word
-    return bool(wanted.tags) and word is not None and leased.sequence < word.sequence
+    # By any tag: its leader may have named more than this caller does.
+    return word is not None and leased.sequence < word.sequence
 
 
 def follow(
@@ -204,7 +204,7 @@ def rest(wanted: Ask, flight: Flight) -> Program[list[bytes] | None]:
 
 
 def end(
-    state: State, held: Held, chunks: list[bytes], cost_ms: int, unsent: Sequence[bytes] = ()
+    state: State, held: Held, chunks: list[bytes], cost_ms: int, unsent: Unsent = NOTHING_UNSENT
 ) -> Program[bool]:
     """Store a stream that has come to its end; once it is in the entry, what was published of it can go."""
     stored = yield from finish(state, held, chunks, cost_ms, unsent)

@@ -301,4 +301,4 @@ def note_word(part: Partition, raw: bytes) -> None:
         and (part.word is None or word[1:3] > part.word[1:3])
     ):
         part.word = word
-        part.newest = word.generation
+        part.note(word)

@@ -140,6 +140,7 @@ class Listener:
                     pending -= 1
                     if pending <= 0:
                         self._subscribed.set()
+                        self._wake_all()  # who registered in between may have missed a message
                 elif message["type"] == "message" and message["data"][:1] in {b"d", b"r"}:
                     self._wake(message["data"])
         finally:

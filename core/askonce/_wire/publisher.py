@@ -30,9 +30,9 @@ class _Running:
 
 
 class Publisher:
-    """The running streams whose chunks are published: *publish* returns 0 once the lease is lost."""
+    """The running streams whose chunks are published: *publish* returns 0 once the lease, or the list, is lost."""
 
-    def __init__(self, publish: Callable[[Held, list[bytes]], int]) -> None:
+    def __init__(self, publish: Callable[[Held, int, list[bytes]], int]) -> None:
         self._publish = publish
         self._condition = threading.Condition()
         self._running: dict[Tape, _Running] = {}
@@ -47,14 +47,18 @@ class Publisher:
                 self._thread.start()
             self._condition.notify()
 
-    def take(self, tape: Tape) -> list[bytes] | None:
-        """Publish no more of *tape*; return the chunks that have not been published, None if publishing has failed."""
+    def take(self, tape: Tape) -> tuple[int, list[bytes]] | None:
+        """
+        Publish no more of *tape*; return how many chunks were published, and the others.
+
+        None if publishing has failed: then what was published is not the beginning of anything.
+        """
         with self._condition:
             one = self._running.pop(tape, None)
         if one is None:
             return None
         with one.lock:  # at most one exchange long
-            return tape.chunks[one.sent :]
+            return one.sent, tape.chunks[one.sent :]
 
     def _run(self) -> None:
         pause = threading.Event()
@@ -78,7 +82,7 @@ class Publisher:
             if not chunks:
                 return True
             try:
-                going_on = self._publish(one.held, chunks) > 0
+                going_on = self._publish(one.held, one.sent, chunks) > 0
             except BackendUnavailable:
                 return False  # followers elsewhere take the entry, or call for themselves
             one.sent += len(chunks)

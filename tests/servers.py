@@ -82,6 +82,7 @@ class Server:
             if self.process.poll() is not None:
                 break
             time.sleep(0.02)
+        self.kill()
         log = self.folder / "log"
         tail = log.read_text()[-800:] if log.exists() else "(no log)"
         raise RuntimeError(f"{self.name} was promised and did not start: {shlex.join(self._command)}\n{tail}")

@@ -74,6 +74,13 @@ async def stream(driver: Driver, asked: Asked, fn: Callable[[], Any]) -> AsyncIt
             outcome = source.next
         except Corrupt:  # written by another codec: of no use to this caller
             outcome = programs.Held(wanted, None, None)
+        except Exception:
+            kept = await driver._run(programs.fallback(state, wanted), call) if passed.nothing else None
+            if kept is None:
+                raise
+            for chunk in passed.conclude(kept):
+                yield chunk
+            return
         if outcome is None:
             state.counters.add("coalesced")
             return
@@ -96,6 +103,7 @@ class _Here:
         tape, count = self._flight.tape, 0
         while not (tape.ended and count == len(tape.chunks)):
             if await within(tape.more(count), self._wanted.policy.max_wait_s, TIMED_OUT) is TIMED_OUT:
+                self._driver._namespace.state.counters.add_reason("bypassed", "max_wait")
                 return
             for recorded in tape.chunks[count:]:
                 count += 1

@@ -37,6 +37,7 @@ from ._wire.publisher import Publisher
 from ._wire.renewals import Renewals
 from .control import Control, checked_tags
 from .entry import (
+    HEADER,
     UNIT,
     Codec,
     Corrupt,
@@ -292,7 +293,7 @@ class Namespace:
         """Return the two replies to ``pack_fetch`` as an answer; a touch that failed is just lost."""
         word, *entries = checked(replies[0])
         if len(members) == 1:
-            changed, there = replies[1], entries[0] is not None
+            changed, there = replies[1], entries[0] is not None and len(entries[0]) > HEADER.size  # no grave
             # 0 for an entry that is there: it is in no book.  1 for one that is not: somebody deleted it.
             if changed in (0, 1) and bool(changed) is not there:
                 part.suspect(members[0])

@@ -59,6 +59,12 @@ def stream(driver: Driver, asked: Asked, fn: Callable[[], Iterable[Any]]) -> Ite
             outcome = yield from follow
         except Corrupt:  # written by another codec: of no use to this caller
             outcome = programs.Held(wanted, None, None)
+        except Exception:
+            kept = driver._run(programs.fallback(state, wanted), call) if passed.nothing else None
+            if kept is None:
+                raise
+            yield from passed.conclude(kept)
+            return
         if outcome is None:
             state.counters.add("coalesced")
             return
@@ -78,6 +84,7 @@ def _follow_here(
         try:
             tape.more(count).result(wanted.policy.max_wait_s)
         except FutureTimeoutError:
+            driver._namespace.state.counters.add_reason("bypassed", "max_wait")
             return alone
         for chunk in tape.chunks[count:]:
             count += 1
@@ -157,6 +164,7 @@ class _Leading:
         self._owner: object = threading.current_thread()
         self._lock = threading.Lock()
         self._over = False
+        self._timer: threading.Timer | None = None
         driver._namespace.hold(self._owner, held)
 
     def end(self) -> None:
@@ -187,9 +195,9 @@ class _Leading:
             self._owner = None
             self._driver._namespace.background.submit(self._drain)
             # A producer that hangs cannot be interrupted; the lease can be given back.
-            timer = threading.Timer(self._asked.drain, self._give_up)
-            timer.daemon = True
-            timer.start()
+            self._timer = threading.Timer(self._asked.drain, self._give_up)
+            self._timer.daemon = True
+            self._timer.start()
         else:
             self.close(None)
 
@@ -214,6 +222,8 @@ class _Leading:
         with self._lock:
             first, self._over = not self._over, True
         if first:
+            if self._timer is not None:
+                self._timer.cancel()
             self._driver._namespace.unhold(self._owner, self._held)
         return first
 

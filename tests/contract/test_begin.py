@@ -123,6 +123,7 @@ def test_begin_waits_for_a_function_that_is_running(make_driver, elsewhere):
     assert following.result(10).value == "answer"
 
 
+@pytest.mark.slow
 @PLACES
 def test_a_lease_is_kept_as_long_as_it_takes(make_driver, elsewhere):
     """A computation of several lease times is renewed: who waits goes on waiting."""

@@ -313,6 +313,7 @@ def test_expired_entries_leave_the_books(driver, auditor, raw):
     exact(auditor)
 
 
+@pytest.mark.slow
 def test_stores_sweep_what_has_expired(driver, auditor, raw, names):
     """Without anybody asking for usage: a store takes out more than it puts in."""
     driver.get_or_compute_many(range(40), lambda missing: ["answer"] * 40, ttl=0.01)

@@ -183,6 +183,7 @@ def test_a_lookup_serves_a_stale_answer_and_refreshes_nothing(make_driver, put):
         assert (driver.lookup("q").value, driver.lookup("q").source) == ("old", Source.STALE)
 
 
+@pytest.mark.slow
 def test_a_failing_refresh_leaves_the_stale_answer(make_driver, put):
     """Behind a stale answer an error reaches nobody: it is counted, and some time later another ask tries again."""
     driver = make_driver(policy=REVALIDATED)

@@ -314,6 +314,7 @@ def test_stats_speak_for_the_whole_fleet(make_driver):
     assert one.stats().fleet is True
 
 
+@pytest.mark.slow
 def test_counters_reach_redis_within_about_a_second(make_driver):
     """A process that goes on asking is seen by the others without being told to report."""
     busy, watcher = make_driver(), make_driver()
@@ -328,6 +329,7 @@ def test_counters_reach_redis_within_about_a_second(make_driver):
     assert time.monotonic() - start < 3
 
 
+@pytest.mark.slow
 def test_stats_leave_out_nothing_that_was_just_counted(make_driver):
     """Also at a moment when this process is due to add its counters anyway."""
     driver = make_driver()
@@ -387,6 +389,7 @@ def test_the_hit_rate_is_the_part_that_was_served(make_driver, raw):
     assert driver.stats().hit_rate == 0.8
 
 
+@pytest.mark.slow
 def test_what_is_counted_while_redis_is_away_is_not_lost(own_server, make_driver):
     """After an outage of some seconds the fleet knows of every call that was made without the cache."""
     server = own_server()

@@ -577,11 +577,13 @@ def test_what_was_not_published_yet_is_published_before_the_end(state, leading):
     sent = []
 
     def published(effect):
-        sent.append(effect.args[5:])
-        return len(sent)
+        before, chunks = effect.args[4], effect.args[5:]
+        assert before == 7 + sum(map(len, sent)), "each call says how many were published before it"
+        sent.append(chunks)
+        return before + len(chunks)
 
     play(
-        end(state, leading, unsent[:-1], 30, (0, unsent)), (PUBLISH, published), (PUBLISH, published), (PUBLISH, published),
+        end(state, leading, unsent[:-1], 30, (7, unsent)), (PUBLISH, published), (PUBLISH, published), (PUBLISH, published),
         (STORE, stored()), (Ask, lambda effect: [1]),
     )  # fmt: skip
 
@@ -593,6 +595,7 @@ def test_a_stream_that_lost_its_lease_is_still_judged_by_its_fence(state, leadin
     """publish answers 0: no more of it is published; store decides."""
     play(
         end(state, leading, CHUNKS, 30, (0, [*CHUNKS, END_MARK])), (PUBLISH, 0), (STORE, stored(FENCED_OFF)),
+        (Ask, lambda effect: [1]),
     )  # fmt: skip
 
     assert counts(state)["fenced_off"] == 1

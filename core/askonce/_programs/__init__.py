@@ -17,7 +17,7 @@ from .compute import get_or_compute
 from .find import lookup
 from .many import get_many, get_or_compute_many
 from .state import Ask, Partition, State
-from .stream import Chunks, Elsewhere, end, follow, rest, tune_in
+from .stream import Chunks, Elsewhere, end, fallback, follow, rest, tune_in
 from .write import store
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "bump",
     "clear",
     "end",
+    "fallback",
     "finish",
     "flush",
     "follow",

@@ -58,6 +58,8 @@ class Partition:
     tags_floor: int = 0
     #: Uses not yet counted in Redis, towards ``Policy.hot``.
     uses: dict[bytes, int] = field(default_factory=dict)
+    #: When a sample of the books was last compared with its entries.
+    healed_ms: int = 0
     #: When entries were last shed because Redis was out of memory.
     shed_ms: int = 0
 

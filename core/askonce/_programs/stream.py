@@ -8,6 +8,7 @@ publishes, and the rest from the entry once the stream has landed.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from .._effects import Program, TimedOut, ask, decode, join, listen, sleep
 from .._flights import Flight
@@ -21,6 +22,9 @@ from .compute import take_lease, what_is_stored
 from .find import Found, failed, find, serve, use
 from .state import Ask, State
 from .write import Grant, release
+
+#: How long published chunks outlive their stream.
+_LINGER_MS: Final = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +169,7 @@ def _follow(
             return (yield from _after(state, wanted, outcome))
         finally:
             waiter.close()
+    state.counters.add_reason("bypassed", "max_wait")
     return None
 
 
@@ -206,13 +211,29 @@ def rest(wanted: Ask, flight: Flight) -> Program[list[bytes] | None]:
 def end(
     state: State, held: Held, chunks: list[bytes], cost_ms: int, unsent: Unsent = NOTHING_UNSENT
 ) -> Program[bool]:
-    """Store a stream that has come to its end; once it is in the entry, what was published of it can go."""
+    """Store a stream that has come to its end; what was published of it goes soon after."""
     stored = yield from finish(state, held, chunks, cost_ms, unsent)
-    if stored and held.grant is not None:
+    if held.grant is not None:
         part = held.wanted.partition
         running = part.names.r + b"%b:%d" % (held.wanted.digest, held.grant.fence)
-        try:
-            yield from ask(part.index, ("UNLINK", running))
+        try:  # those who follow elsewhere have a moment to read the rest of it
+            yield from ask(part.index, ("PEXPIRE", running, _LINGER_MS))
         except BackendUnavailable:
-            state.counters.add("backend_errors")  # it expires by itself
+            state.counters.add("backend_errors")  # it expires with the lease
     return stored
+
+
+def fallback(state: State, wanted: Ask) -> Program[list[bytes] | None]:
+    """Return what is past its freshness and may stand in for a stream that failed elsewhere (RFC 5861, 4)."""
+    if not wanted.read or not wanted.policy.window_ms:
+        return None
+    try:
+        found = yield from find(state, wanted)
+    except BackendUnavailable as error:
+        failed(state, error)
+        return None
+    if found is None or found.freshness is not Freshness.EXPIRED:
+        return None
+    state.counters.add("stale_if_error")
+    chunks: list[bytes] = found.value
+    return chunks

@@ -21,6 +21,8 @@ _PEEK: Final = 4
 _TRIM: Final = 64
 #: Trims that a caller waits for; the rest runs in the background.
 _FOREGROUND_TRIMS: Final = 8
+#: Between two samples of the books that are compared with their entries.
+_HEAL_MS: Final = 60_000
 #: Between two times that room is made in a Redis that is out of memory.
 _SHED_MS: Final = 1_000
 #: How long a failure is shared with those who waited for it.
@@ -188,7 +190,9 @@ def settle(state: State, part: Partition, stored: Stored) -> Program[None]:
     part.victims = stored.victims
     if stored.over:
         yield from _make_room(state, part)
-    if part.suspects:
+    part.healed_ms = part.healed_ms or stored.now_ms
+    if part.suspects or stored.now_ms - part.healed_ms >= _HEAL_MS:
+        part.healed_ms = stored.now_ms
         yield from detach(heal(state, part, part.take_suspects()))
 
 

@@ -26,6 +26,16 @@ local function last_fence(f)
   return last < 9007199254740992 and last or 0
 end
 
+-- The fence of an entry or a grave; 0 for nothing, for what is not ours, and for a fence that no clock has reached.
+local function entry_fence(e)
+  local head = redis.pcall("GETRANGE", e, 0, 15)
+  if type(head) ~= "string" or #head < 16 or string.sub(head, 1, 3) ~= "AO\1" then
+    return 0
+  end
+  local fence = struct.unpack(">I8", head, 9)
+  return fence < 9007199254740992 and fence or 0
+end
+
 -- Record a member that lives until expiry_ms and weighs units. Returns true if it was recorded before.
 local function record(member, expiry_ms, units)
   local old = redis.call("ZSCORE", x, member)

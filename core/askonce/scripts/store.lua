@@ -29,7 +29,6 @@ local ttl_ms, window_ms = tonumber(ARGV[6]), tonumber(ARGV[7])
 local max_entries, max_units, overhead = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
 local sweep_limit, peek, fence, holder = tonumber(ARGV[11]), tonumber(ARGV[12]), ARGV[13], ARGV[14]
 local publish, message = ARGV[15], ARGV[16]
-local EXACT = 9007199254740992 -- 2^53, see lease
 
 local held = redis.pcall("GET", k)
 held = type(held) == "string" and held
@@ -53,14 +52,7 @@ if current ~= generation then
   return {-3, now, 0, 0, 0, {}}
 end
 
-local stored = 0
-local head = redis.pcall("GETRANGE", e, 0, 15)
-if type(head) == "string" and #head == 16 and string.sub(head, 1, 3) == "AO\1" then
-  stored = struct.unpack(">I8", head, 9)
-  if stored >= EXACT then
-    stored = 0
-  end
-end
+local stored = entry_fence(e)
 if fence == "" then
   fence = math.max(stored + 1, clock[1] * 1000000 + clock[2])
 else

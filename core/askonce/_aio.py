@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar, assert_never, overload
 
 from . import _programs as programs
 from ._astream import stream
+from ._call import Call
 from ._effects import (
     TIMED_OUT,
     Ask,
@@ -31,7 +32,6 @@ from ._effects import (
     Sleep,
 )
 from ._loops import awaited, detach, running_loop, settle, within
-from ._namespace import Call
 from ._view import View, memo_request
 from ._wire.commands import answer, checked, is_unknown_script, pack, pack_load, pack_script
 from .control import NONE, current

@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar, assert_never, overload
 
 from . import _programs as programs
 from ._aio import AsyncCache
+from ._call import Call
 from ._effects import (
     TIMED_OUT,
     Ask,
@@ -32,7 +33,6 @@ from ._effects import (
     Sleep,
 )
 from ._loops import running_loop
-from ._namespace import Call
 from ._stream import stream
 from ._view import View, memo_request
 from ._wire.commands import answer, checked, is_unknown_script, pack, pack_load, pack_script

@@ -14,9 +14,8 @@ import os
 import random
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, Final, TypeVar
@@ -24,12 +23,14 @@ from typing import Any, Final, TypeVar
 from redis.exceptions import ResponseError
 
 from ._background import Background
-from ._effects import Computed, Encoded, Fetched, Renewal
+from ._call import Call, leading
+from ._clock import Clock
+from ._effects import Fetched, Renewal
 from ._flights import Flights
 from ._programs import END_MARK, NOTHING_UNSENT, Ask, Held, Partition, State, Unsent, publish_call
+from ._settings import Settings
 from ._wire.breaker import Breaker
 from ._wire.commands import answer, checked, is_unknown_script, pack, pack_load, pack_script
-from ._wire.endpoint import Endpoint, from_client, from_environment, from_url
 from ._wire.held import Held as HeldConnections
 from ._wire.listener import Listener
 from ._wire.multiplexed import Multiplexers
@@ -39,20 +40,13 @@ from .control import Control, checked_tags
 from .entry import (
     HEADER,
     UNIT,
-    Codec,
     Corrupt,
-    Unusable,
     decode,
-    decode_payload,
-    decode_stream,
-    encode,
-    encode_stream,
     parse,
-    whole,
 )
-from .errors import BackendUnavailable, ConfigurationError, Unfit
-from .keys import Names, check_namespace, partition_tags, tag_hash
-from .policy import Admit, Duration, Freshness, Policy, Refused, Size, seconds, size
+from .errors import BackendUnavailable, Unfit
+from .keys import Names, partition_tags, tag_hash
+from .policy import Duration, Freshness, Policy, seconds
 from .scripts import PUBLISH, RELEASE, RENEW, Arg, Script
 from .served import AnyServed, Served, Source
 from .stats import Counters, Event
@@ -67,143 +61,6 @@ _FLUSH_S: Final = 1.0
 _SETTLE_S: Final = 30.0
 #: As in _programs/write.py: how long "not storable" is told to those who wait.
 _TOMBSTONE_MS: Final = 300
-_MOST_ENTRIES: Final = 1_000_000_000
-
-#: The digests whose computation the running code is part of.
-leading: ContextVar[frozenset[bytes]] = ContextVar("askonce_leading", default=frozenset())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """The arguments of a cache, checked, and enough to make it again in another process."""
-
-    url: str | None = field(repr=False)  # it may hold a password
-    client: object = field(repr=False)
-    namespace: str
-    max_entries: int
-    max_bytes: int
-    deadline: float
-    strict: bool
-    on_event: Callable[[Event], object] | None = None
-
-    @classmethod
-    def checked(
-        cls,
-        *,
-        url: str | None,
-        client: object,
-        namespace: str,
-        max_entries: int,
-        max_bytes: Size,
-        deadline: Duration,
-        strict: bool,
-        on_event: Callable[[Event], object] | None = None,
-    ) -> Settings:
-        """Return the settings, or raise ConfigurationError with what was given and what is allowed."""
-        if url is not None and client is not None:
-            raise ConfigurationError("both url and client= were given; give one of them")
-        if (
-            isinstance(max_entries, bool)
-            or not isinstance(max_entries, int)
-            or not 1 <= max_entries <= _MOST_ENTRIES
-        ):
-            raise ConfigurationError(
-                f"max_entries={max_entries!r} is no bound; give a whole number from 1 to {_MOST_ENTRIES}"
-            )
-        bound = size("max_bytes", max_bytes)
-        if bound < UNIT * 8:
-            raise ConfigurationError(
-                f"max_bytes={max_bytes!r} holds no entry at all; give at least {UNIT * 8}"
-            )
-        return cls(
-            url=url if client is not None or url is not None else from_environment(),
-            client=client,
-            namespace=check_namespace(namespace),
-            max_entries=max_entries,
-            max_bytes=bound,
-            deadline=seconds("deadline", deadline, at_least=0.001),
-            strict=strict,
-            on_event=on_event,
-        )
-
-    def endpoint(self) -> Endpoint:
-        """Return where Redis is.  Connects to nothing."""
-        return from_client(self.client) if self.client is not None else from_url(self.url or "")
-
-
-@dataclass(slots=True, eq=False)
-class Call:
-    """What one operation brings along for its effects: the caller's function, codec and admission."""
-
-    codec: Codec[Any] | None = None
-    admit: Admit | None = None
-    usable: Callable[[Any], bool] | None = None
-    compute: Callable[[Sequence[int]], Any] | None = None  # indices -> values, awaited by the async driver
-    digests: Sequence[bytes] = ()
-    streams: bool = False
-
-    def encode(self, value: Any, cost_ms: int) -> Encoded:
-        """Perform ``Encode``; the value of a stream is given as its encoded chunks."""
-        ttl_ms = None
-        if self.admit is not None:
-            ttl_ms = self._admitted(self.admit, whole(value, self.codec) if self.streams else value)
-        if self.streams:
-            return Encoded(*encode_stream(value, cost_ms), ttl_ms)
-        return Encoded(*encode(value, self.codec, cost_ms), ttl_ms)
-
-    @staticmethod
-    def _admitted(admit: Admit, value: Any) -> int | None:
-        try:
-            ttl = admit(value)
-            return None if ttl is None else round(seconds("ttl", ttl, at_least=0.001) * 1000)
-        except Refused:
-            raise
-        except Exception as error:
-            raise Refused(f"admission failed: {type(error).__qualname__}") from error
-
-    def decode(self, flags: int, payload: bytes) -> Any:
-        """Perform ``Decode``; what the caller cannot use counts as unreadable.  A stream is its encoded chunks."""
-        if self.streams:
-            return decode_stream(flags, payload, self.codec)
-        value = decode_payload(flags, payload, self.codec)
-        if self.usable is not None and not self.usable(value):
-            raise Unusable("not usable by this caller")
-        return value
-
-    def computed(self, indices: Sequence[int], values: Sequence[Any], cost_ms: int) -> list[Computed]:
-        """Return the answer to ``Compute``; what it took is shared out evenly."""
-        if len(values) != len(indices):
-            raise ConfigurationError(
-                f"fn returned {len(values)} values for {len(indices)} requests; return one for each, in their order"
-            )
-        return [Computed(value, cost_ms // len(indices)) for value in values]
-
-    @contextlib.contextmanager
-    def running(self, indices: Sequence[int]) -> Iterator[None]:
-        """Mark the code inside as part of the computation of these requests."""
-        reset = leading.set(leading.get() | {self.digests[index] for index in indices})
-        try:
-            yield
-        finally:
-            with contextlib.suppress(ValueError):  # collected in another context, which has nothing to reset
-                leading.reset(reset)
-
-
-@dataclass(slots=True, eq=False)
-class Clock:
-    """Follows the server's clock by the times in its replies; steps of the local clock do not matter."""
-
-    offset_ms: float = field(default_factory=lambda: (time.time() - time.monotonic()) * 1000)
-
-    def now(self) -> float:
-        """Return the server's time in milliseconds, as far as it is known."""
-        return time.monotonic() * 1000 + self.offset_ms
-
-    def note(self, answer: object, before: float, after: float) -> None:
-        """Learn from an answer that carries the server's time; *before* and *after* are of time.monotonic()."""
-        now_ms = getattr(answer, "now_ms", None)
-        if now_ms is not None:
-            self.offset_ms = now_ms - (before + after) * 500
 
 
 class Namespace:

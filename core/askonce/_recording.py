@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ._namespace import Call, Namespace
+from ._call import Call
+from ._namespace import Namespace
 from ._programs import Ask, Held
 from ._tapes import Tape
 from .entry import Codec, decode_chunk, encode_chunk, whole

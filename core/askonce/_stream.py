@@ -15,10 +15,11 @@ from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from . import _programs as programs
+from ._call import Call
 from ._effects import Program
 from ._flights import Flight
 from ._loops import running_loop
-from ._namespace import Call, Namespace
+from ._namespace import Namespace
 from ._recording import Asked, Passed, Recording
 from .entry import Corrupt
 from .errors import StreamBroken

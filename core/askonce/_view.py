@@ -11,9 +11,11 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from ._namespace import Call, Namespace, Settings
+from ._call import Call
+from ._namespace import Namespace
 from ._programs import Ask
 from ._recording import Asked
+from ._settings import Settings
 from .control import Control, current
 from .entry import Codec
 from .errors import ConfigurationError

@@ -311,11 +311,6 @@ class Names:
         self.e, self.k, self.r, self.h = prefix + b"e:", prefix + b"k:", prefix + b"r:", prefix + b"h:"
 
 
-def meta_name(namespace: str) -> bytes:
-    """Return the name of the namespace's metadata."""
-    return b"ao:{%b}:meta" % namespace.encode()
-
-
 # --- explain ------------------------------------------------------------------------------------------------------
 
 

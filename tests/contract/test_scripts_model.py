@@ -24,8 +24,8 @@ from hypothesis.stateful import (
 )
 
 from askonce import Cache
+from askonce._call import Call
 from askonce._effects import invoke
-from askonce._namespace import Call
 from askonce.scripts import (
     BUMP,
     CONTROL,

@@ -23,9 +23,9 @@ from askonce import (
     _aio,
     _cache,
 )
+from askonce._call import Call
 from askonce._effects import TIMED_OUT, Join, Sleep
 from askonce._flights import Flight, Landed
-from askonce._namespace import Call
 
 from .fleet import Server
 from .play import Registered

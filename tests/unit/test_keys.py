@@ -37,7 +37,6 @@ from askonce.keys import (
     canonical,
     check_namespace,
     differences,
-    meta_name,
     partition_tags,
     tag_hash,
     tree,
@@ -616,7 +615,6 @@ def test_names_are_those_of_the_data_model():
     for field in ("l", "x", "c", "f", "tv", "w", "s"):
         assert getattr(names, field) == b"ao:{docs:3}:" + field.encode()
     assert (names.e, names.k) == (b"ao:{docs:3}:e:", b"ao:{docs:3}:k:")
-    assert meta_name("docs") == b"ao:{docs}:meta"
 
 
 def test_namespaces_share_no_key():

@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 
-.PHONY: help demo test check bench proofs chaos fmt lock clean
+.PHONY: help demo test check bench proofs chaos soak fmt lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -26,6 +26,7 @@ check: $(READY)  ## the same without the tests
 
 bench: $(READY)  ## medians and ratios to a bare redis-py GET, interleaved in one run
 	@$(BIN)/python -m tests.benchmarks.bench $(ARGS)
+	@$(BIN)/python -m tests.benchmarks.once $(ARGS)
 
 proofs: $(READY)  ## single-flight, fencing, invalidation races, drift of the books, faults: at full length, with figures
 	@ASKONCE_DRIFT_SECONDS=20 $(BIN)/python -m pytest -q -s tests/contract/test_drift.py tests/contract/test_flights.py \
@@ -33,6 +34,9 @@ proofs: $(READY)  ## single-flight, fencing, invalidation races, drift of the bo
 
 chaos: $(READY)  ## what callers see while Redis is frozen, killed, full, failing over: a table
 	@$(BIN)/python -m tests.chaos $(ARGS)
+
+soak: $(READY)  ## mixed load for ten minutes: memory stays flat, the books exact
+	@$(BIN)/python -m tests.soak $(ARGS)
 
 fmt: $(READY)  ## format, and fix what can be fixed
 	@$(BIN)/ruff format .

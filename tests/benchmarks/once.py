@@ -1,0 +1,129 @@
+"""
+What waiting for another caller costs: ``make bench`` runs this after the hit path.
+
+Eight processes of 25 callers ask one cold question whose answer takes 0.6 s; then the same as a stream.  Printed are
+the calls that reached the model, how long after the store the callers had the answer, the Redis commands for each
+caller, how long after the leader a follower in another process had the first chunk, and what passing through adds to
+the first chunk of the leader's own consumer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import redis
+
+from askonce import Cache
+from tests.servers import Server, promised
+
+PROCESSES, CALLERS, UPSTREAM_S = 8, 25, 0.6
+
+
+def _ask(url: str, number: int, barrier: Any, out: Any, stream: bool) -> None:
+    """Be one process: all callers ask at once; say when each had its answer, or its first chunk."""
+    cache = Cache(url, namespace="once", deadline=1.0)
+    cache.lookup("connect")
+
+    def compute() -> float:
+        out.put(("computed", 0.0))
+        time.sleep(UPSTREAM_S)
+        return time.monotonic()
+
+    def produce() -> Iterator[float]:
+        out.put(("computed", 0.0))
+        for _ in range(4):
+            time.sleep(UPSTREAM_S / 4)
+            yield time.monotonic()
+
+    def call() -> None:
+        if stream:
+            chunks = cache.stream(("stream", number), produce)
+            began = next(chunks)
+            out.put(("had", time.monotonic() - began))
+            list(chunks)
+        else:
+            ended = cache.get_or_compute(("value", number), compute)
+            out.put(("had", time.monotonic() - ended))
+
+    threads = [threading.Thread(target=call) for _ in range(CALLERS)]
+    barrier.wait()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    cache.close()
+
+
+def _commands(client: redis.Redis) -> int:
+    return int(client.info("stats")["total_commands_processed"])
+
+
+def play(server: Server, number: int, *, stream: bool) -> tuple[int, float, float]:
+    """Return calls upstream, the median delay in ms, and Redis commands for each caller."""
+    context = multiprocessing.get_context("spawn")
+    barrier, out = context.Barrier(PROCESSES + 1), context.Queue()
+    crew = [
+        context.Process(target=_ask, args=(server.url, number, barrier, out, stream))
+        for _ in range(PROCESSES)
+    ]
+    for process in crew:
+        process.start()
+    client = redis.Redis.from_url(server.url)
+    barrier.wait()
+    before = _commands(client)
+    said = [out.get(timeout=60) for _ in range(PROCESSES * CALLERS + 1)]
+    commands = _commands(client) - before
+    for process in crew:
+        process.join()
+    delays = [delay for what, delay in said if what == "had"]
+    calls = sum(what == "computed" for what, _ in said)
+    return calls, statistics.median(delays) * 1000, commands / (PROCESSES * CALLERS)
+
+
+def pass_through(server: Server) -> float:
+    """Return the median milliseconds that recording adds to the first chunk, interleaved with a bare generator."""
+    cache, added, fresh = Cache(server.url, namespace="through"), [], iter(range(10**6))
+    for _ in range(60):
+        for bare in (True, False):
+            chunks: Iterator[float] = iter(_one())
+            start = time.perf_counter()
+            first = chunks if bare else cache.stream(("through", next(fresh)), _one)
+            next(first)
+            taken = time.perf_counter() - start
+            added.append(-taken if bare else taken)
+            list(first)
+    cache.close()
+    return (statistics.median(added[1::2]) + statistics.median(added[::2])) * 1000
+
+
+def _one() -> Iterator[float]:
+    yield 1.0
+
+
+def main() -> None:
+    """Run on each promised server; three times, for one run measures the scheduler as well."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--server", choices=sorted(promised()), action="append")
+    options, _ = parser.parse_known_args()
+    for name in options.server or sorted(promised()):
+        with Server(promised()[name], name=name) as server:
+            print(f"\n=== {name}: {PROCESSES} processes x {CALLERS} callers, one cold question, three times")
+            for stream in (False, True):
+                runs = [play(server, number, stream=stream) for number in range(3)]
+                what = "first chunk after the leader's" if stream else "answer after the store"
+                print(
+                    f"  {'stream' if stream else 'value ':6s} upstream calls {[calls for calls, _, _ in runs]}, "
+                    f"{what}, median ms {[round(delay, 1) for _, delay, _ in runs]}, "
+                    f"Redis commands a caller {[round(commands, 1) for _, _, commands in runs]}"
+                )
+            print(f"  passing through adds {pass_through(server):.2f} ms to the first chunk (median)")
+
+
+if __name__ == "__main__":
+    main()

@@ -726,6 +726,25 @@ class Scripts(RuleBasedStateMachine):
                     self.model.entries.pop(member, None)
         self.books_were_lost = False
 
+    @rule(digest=digests, what=st.sampled_from(["sweep", "evict without l", "heal"]), peek=numbers)
+    def upkeep(self, digest, what, peek):
+        """What chance alone brings about too seldom."""
+        wide, narrow = (10_000, 1_000_000), (1, 1_000_000)
+        self.store(None, digest, 100, set(), wide, 0)
+        match what:
+            case "sweep":
+                self.time_passes(digest, "entry and record")
+                self.trim(wide, 0, 16)
+            case "evict without l":  # then those that expire first are named
+                for other in DIGESTS:
+                    self.store(None, other, 100, set(), wide, 0)
+                self.something_is_lost("book l")
+                self.store(None, digest, 6, set(), narrow, 1 + peek % 4)
+                self.trim(narrow, 4, 0)
+            case "heal":
+                self.a_stranger_writes(digest, 5000)
+                self.heal([digest])
+
     # --- after every rule ---
 
     @invariant()

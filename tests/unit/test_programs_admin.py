@@ -53,7 +53,15 @@ def test_invalidating_one_entry(state, removed, result):
     """Under the current generation, with a grave that outlasts a long computation; True if there was an entry."""
     forget = Invoke(FORGET, 0, (L, X, F, W, PREFIX + b"e:" + MEMBER), (600_000, b"PUBLISH", MEMBER))
 
-    assert play(invalidate(state, make_ask(state)), (CONTROL, controlled()), (forget, removed)) is result
+    assert (
+        play(
+            invalidate(state, make_ask(state)),
+            (CONTROL, controlled()),
+            (forget, removed),
+            (CONTROL, controlled()),
+        )
+        is result
+    )
     assert counts(state) == ({"invalidated": 1} if removed else {})
 
 
@@ -62,8 +70,31 @@ def test_an_invalidation_reads_the_generation_first(state, part):
     member = b"9:" + DIGEST
     forget = Invoke(FORGET, 0, (L, X, F, W, PREFIX + b"e:" + member), (600_000, b"PUBLISH", member))
 
-    assert play(invalidate(state, make_ask(state)), (CONTROL, controlled(b"9:1")), (forget, 1)) is True
+    assert (
+        play(
+            invalidate(state, make_ask(state)),
+            (CONTROL, controlled(b"9:1")),
+            (forget, 1),
+            (CONTROL, controlled(b"9:1")),
+        )
+        is True
+    )
     assert part.word == parse_word(b"9:1")
+
+
+def test_an_invalidation_follows_a_control_word_that_was_lost_meanwhile(state):
+    """What is computed under the new generation by then is invalidated too."""
+    keys = (L, X, F, W, PREFIX + b"e:9:" + DIGEST)
+    again = Invoke(FORGET, 0, keys, (600_000, b"PUBLISH", b"9:" + DIGEST))
+    lines = [
+        (CONTROL, controlled()),
+        (FORGET, 0),
+        (CONTROL, controlled(b"9:1")),
+        (again, 1),
+        (CONTROL, controlled(b"9:1")),
+    ]
+
+    assert play(invalidate(state, make_ask(state)), *lines) is True
 
 
 def test_a_generation_behind_ours_is_given_back(state, part):
@@ -73,6 +104,7 @@ def test_a_generation_behind_ours_is_given_back(state, part):
         (CONTROL, controlled(b"6:1")),
         (like(BUMP, generation=7), b"7:1"),
         (FORGET, 1),
+        (CONTROL, controlled(b"7:1")),
     )
 
     assert part.word == parse_word(b"7:1")
@@ -87,7 +119,7 @@ def test_nobody_joins_a_flight_of_what_is_being_invalidated(state):
     during, leads = state.flights.board(wanted.flight_key)
     assert leads
     assert during is not before
-    program.play((CONTROL, controlled()), (FORGET, 1)).end()
+    program.play((CONTROL, controlled()), (FORGET, 1), (CONTROL, controlled())).end()
 
     assert state.flights.board(wanted.flight_key)[1]
     assert state.flights.board(make_ask(state, OTHER).flight_key) == (other, False)

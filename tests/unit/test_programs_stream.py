@@ -145,6 +145,16 @@ def test_a_stream_that_began_before_an_invalidation_is_not_followed(state):
     assert outcome.flight is not leading.flight
 
 
+def test_a_flight_that_has_no_lease_yet_is_not_followed_after_an_invalidation(state):
+    """Nobody can say that it began later: its leader may still be granted a lease below the grave's fence."""
+    leader = Player(tune_in(state, make_ask(state))).play(MISS)
+    outcome = tuned(state, (Fetch, fetched(grave(60))))
+    leading = leader.play((LEASE, granted(50))).end()
+
+    assert leading.flight.fence < 60
+    assert outcome is not leading.flight
+
+
 def test_a_stream_whose_tags_may_have_been_invalidated_is_not_followed(state):
     """Elsewhere: its lease was taken at an earlier sequence of tags than this caller has seen."""
     state.partitions[0].word = state.partitions[0].word._replace(raw=b"7:101", sequence=101)

@@ -15,6 +15,8 @@ from .write import check_books, note_word, trim
 
 #: How long a grave refuses what was computed before an invalidation: longer than calls to a model take.
 _GRAVE_MS: Final = 600_000
+#: Generations that one invalidation follows.
+_MOST_TURNS: Final = 4
 #: Invalidated tags that are kept; see tag.lua for what becomes of older ones.
 _TAGS_KEPT: Final = 10_000
 #: Entries of an old generation that one call sweeps.
@@ -25,19 +27,30 @@ _SAMPLE: Final = 256
 
 def invalidate(state: State, wanted: Ask) -> Program[bool]:
     """Remove one entry and refuse what is being computed for it.  Return whether there was one."""
-    part, names = wanted.partition, wanted.partition.names
     state.flights.ground(wanted.digest)
     try:
-        word = yield from connect(part)
-        member = word.prefix + wanted.digest
-        keys = (names.l, names.x, names.f, names.w, names.e + member)
-        removed = yield from invoke(FORGET, part.index, keys, _GRAVE_MS, part.publish, member)
+        removed = yield from _forget(wanted)
     except BackendUnavailable as error:
         failed(state, error)
         return False
     state.flights.ground(wanted.digest)
     state.counters.add("invalidated", removed)
     return removed > 0
+
+
+def _forget(wanted: Ask) -> Program[int]:
+    part, names, removed = wanted.partition, wanted.partition.names, 0
+    word = yield from connect(part)
+    for _ in range(_MOST_TURNS):
+        member = word.prefix + wanted.digest
+        keys = (names.l, names.x, names.f, names.w, names.e + member)
+        removed += yield from invoke(FORGET, part.index, keys, _GRAVE_MS, part.publish, member)
+        # A control word that was lost meanwhile is of another generation by now: its entry is another key.
+        now = yield from connect(part)
+        if now.generation == word.generation:
+            break
+        word = now
+    return removed
 
 
 def invalidate_tag(state: State, tag: bytes) -> Program[bool]:

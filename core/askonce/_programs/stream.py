@@ -73,11 +73,16 @@ def tune_in(state: State, wanted: Ask) -> Program[AnyServed | Held | Flight | El
         state.counters.add("misses")
         if wanted.only_if_cached:
             raise NotCached("only_if_cached: nothing servable is stored for this request")
-    flight, leads = state.flights.board(wanted.flight_key, wanted.home, found.least_fence if found else 0)
+    least = found.least_fence if found else 0
+    flight, leads = state.flights.board(wanted.flight_key, wanted.home, least)
     if leads:
         return (yield from _lead(state, wanted, flight, found, seen, reachable))
     if stale and (served_stale := serve(state, found)) is not None:
         return served_stale  # somebody revalidates already
+    if (
+        flight.fence < least
+    ):  # it may have begun before the invalidation: nobody knows before it has its lease
+        return _alone(state, wanted, "not granted")
     return flight if wanted.waits else _alone(state, wanted, "holds a lease")
 
 

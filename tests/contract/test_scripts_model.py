@@ -371,7 +371,7 @@ class Scripts(RuleBasedStateMachine):
         digest=digests,
         token=tokens,
         waited=st.sampled_from(["nobody", "who failed", "somebody else"]),
-        between=st.sampled_from(["nothing", "nothing", "tag", "forget"]),
+        between=st.sampled_from(["nothing", "nothing", "tag", "forget", "publish"]),
         end=st.sampled_from(["store", "store", "fail", "hand over"]),
         size=sizes,
         bound=bounds,
@@ -386,6 +386,9 @@ class Scripts(RuleBasedStateMachine):
             self.invalidate_tags(TAGS[:1], 5)
         elif between == "forget":
             self.forget([digest], GRAVE_MS)
+        elif between == "publish":
+            self.publish(0, [b"a", b"b"], "nothing")
+            self.publish(0, [b"c"], "a part of it")
         if end == "store":
             self.store(self.grants[-1], None, size, set(TAGS[:1]), bound, peek)
         else:

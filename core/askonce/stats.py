@@ -26,7 +26,7 @@ class Stats:
     stale: int = 0  #: a stale entry was served while it is refreshed
     stale_if_error: int = 0  #: a stale entry was served because computing failed
     misses: int = 0  #: a request was looked up and nothing servable was found
-    computed: int = 0  #: the caller's function was called and returned
+    computed: int = 0  #: the caller's function returned, or a lease was finished with a value
     coalesced: int = 0  #: a caller was served with what another one computed at that time
     bypassed: int = 0  #: a call was made without the cache; ``bypass_reasons`` says why
     stored: int = 0  #: an entry was written

@@ -26,7 +26,7 @@ from .errors import (
 from .keys import Difference, Explanation, Request, Verbatim
 from .policy import Admit, Duration, Freshness, Hot, Policy, Refused, Size
 from .served import Served, Source
-from .stats import Event, Stats, Usage
+from .stats import EntryInfo, Event, Stats, Usage
 
 __all__ = [
     "Admit",
@@ -39,6 +39,7 @@ __all__ = [
     "ConfigurationError",
     "Difference",
     "Duration",
+    "EntryInfo",
     "Event",
     "Explanation",
     "Freshness",

@@ -42,7 +42,7 @@ from .errors import BackendUnavailable, ConfigurationError, Unfit
 from .keys import Explanation, tag_hash
 from .policy import Admit, Duration
 from .served import AnyServed, Served
-from .stats import Stats, Usage
+from .stats import EntryInfo, Stats, Usage
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -81,14 +81,15 @@ class Cache(View):
         cost: float | None = None,
         codec: Codec[Any] | None = None,
         admit: Admit | None = None,
+        label: str | None = None,
     ) -> bool:
         """
         Store *value* for *request*; return True if it was admitted and stored.
 
-        ``cost`` is what it took to compute, in seconds.  Raises Uncacheable for a request or a value that cannot be
+        ``cost`` is what it took to compute, in seconds; ``label`` is what ``entries`` lists it as.  Raises Uncacheable for a request or a value that cannot be
         stored without guessing.
         """
-        wanted = self._ask(request, ttl=ttl, tags=tags)
+        wanted = self._ask(request, ttl=ttl, tags=tags, label=label)
         cost_ms = round((cost or 0.0) * 1000)
         return self._run(
             programs.store(self._namespace.state, wanted, value, cost_ms), self._call(codec, admit)
@@ -172,6 +173,25 @@ class Cache(View):
         found = self._run(programs.get_many(self._namespace.state, asks), self._call(codec))
         return [found[number] for number in numbers]
 
+    def store_many(
+        self,
+        requests: Sequence[object],
+        values: Sequence[object],
+        *,
+        ttl: Duration | None = None,
+        tags: Sequence[str] = (),
+        codec: Codec[Any] | None = None,
+        admit: Admit | None = None,
+        labels: Sequence[str | None] | None = None,
+    ) -> list[bool]:
+        """
+        Do what ``store`` does for each request and its value, in one round trip; return which were stored.
+
+        Raises Uncacheable, with nothing stored, if a request or a value cannot be stored without guessing.
+        """
+        asks = self._each(requests, len(values), labels, ttl=ttl, tags=tags)
+        return self._run(programs.store_many(self._namespace.state, asks, values), self._call(codec, admit))
+
     def get_or_compute_many(
         self,
         requests: Sequence[T],
@@ -191,7 +211,7 @@ class Cache(View):
         asks, numbers = self._distinct(
             requests, ttl=ttl, tags=tags, waits=not self._namespace.holds(threading.current_thread())
         )
-        firsts = [requests[numbers.index(number)] for number in range(len(asks))]
+        firsts = dict(zip(reversed(numbers), reversed(requests), strict=True))
 
         def compute(indices: Sequence[int]) -> Sequence[Any]:
             return fn([firsts[index] for index in indices])
@@ -228,7 +248,12 @@ class Cache(View):
 
         Return whether there was anything; False too if Redis could not be told.
         """
-        return self._run(programs.invalidate(self._namespace.state, self._ask(request)), Call())
+        return self.invalidate_many([request]) > 0
+
+    def invalidate_many(self, requests: Sequence[object]) -> int:
+        """Do what ``invalidate`` does for each request, in one round trip; return how many entries were removed."""
+        asks, _ = self._distinct(requests)
+        return self._run(programs.invalidate(self._namespace.state, asks), Call())
 
     def invalidate_tag(self, tag: str) -> bool:
         """Make every entry with *tag* unreachable, however many; return whether Redis has noted it."""
@@ -292,6 +317,30 @@ class Cache(View):
     def usage(self) -> Usage:
         """Return what the books hold now, expired entries excluded; ``known=False`` while Redis is away."""
         return self._run(programs.usage(self._namespace.state), Call())
+
+    def entries(self, *, limit: int | None = None, prefix: str = "") -> Iterator[EntryInfo]:
+        """
+        Iterate over what is stored in the namespace, in no order: at most *limit* entries with labels from *prefix*.
+
+        What stays meanwhile is listed once; it ends early, and counts an error, if Redis goes away.  Asks for 64
+        entries a round trip.
+        """
+        seen: set[bytes] = set()
+        left = float("inf") if limit is None else limit
+        for part in self._namespace.state.partitions:
+            cursor = b"0"
+            while left > 0:
+                now_ms = int(self._namespace.clock.now())
+                cursor, page = self._run(
+                    programs.entries(self._namespace.state, part, cursor, now_ms), Call()
+                )
+                for member, info in page:
+                    if member not in seen and left > 0 and (info.label or "").startswith(prefix):
+                        left -= 1
+                        yield info
+                    seen.add(member)
+                if cursor == b"0":
+                    break
 
     def explain(self, request: object, other: object = None) -> Explanation:
         """Return every part of the key of *request*, and, given an *other*, where the two requests differ."""
@@ -370,8 +419,8 @@ class Cache(View):
                 except FutureTimeoutError:
                     # It may have landed at the last moment, and the error may be the leader's own.
                     return flight.future.result() if flight.future.done() else TIMED_OUT
-            case Listen(_, digest, chunks):
-                return self._namespace.listener.register(digest, chunks)
+            case Listen():
+                return self._namespace.listen(effect)
             case Sleep(waiter, seconds):
                 start = time.monotonic()
                 with contextlib.suppress(FutureTimeoutError):

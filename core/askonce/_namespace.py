@@ -25,14 +25,14 @@ from redis.exceptions import ResponseError
 from ._background import Background
 from ._call import Call, leading
 from ._clock import Clock
-from ._effects import Fetched, Renewal
+from ._effects import Fetched, Listen, Renewal
 from ._flights import Flights
 from ._programs import END_MARK, NOTHING_UNSENT, Ask, Held, Partition, State, Unsent, publish_call
 from ._settings import Settings
 from ._wire.breaker import Breaker
 from ._wire.commands import answer, checked, is_unknown_script, pack, pack_load, pack_script
 from ._wire.held import Held as HeldConnections
-from ._wire.listener import Listener
+from ._wire.listener import LISTENERS, Registration
 from ._wire.multiplexed import Multiplexers
 from ._wire.publisher import Publisher
 from ._wire.renewals import Renewals
@@ -41,6 +41,7 @@ from .entry import (
     HEADER,
     UNIT,
     Corrupt,
+    checked_label,
     decode,
     parse,
 )
@@ -89,7 +90,7 @@ class Namespace:
         self.breaker = Breaker(self.endpoint.label, self._tell)
         self.held = HeldConnections(self.endpoint, settings.deadline, self.breaker)
         self.multiplexers = Multiplexers(self.endpoint, settings.deadline, self.breaker)
-        self.listener = self._new_listener()
+        self.listener = LISTENERS.of(self.endpoint, settings.deadline)
         self.renewals = Renewals(self._renew, self._bury)
         self.background = Background()
         self.publisher = Publisher(self._publish)
@@ -124,13 +125,17 @@ class Namespace:
         """Wait for detached work, add the last counters, close what belongs to the calling thread."""
         self.background.settle(_SETTLE_S)
         self.renewals.close()
-        self.listener.close()
-        self.listener = self._new_listener()
+        self.listener.leave(tuple(part.names.w for part in self.state.partitions))
         self.held.drop()
 
-    def _new_listener(self) -> Listener:
-        channels = tuple(partition.names.w for partition in self.state.partitions)
-        return Listener(self.endpoint, self.settings.deadline, channels)
+    def listens(self, effect: Listen) -> bool:
+        """Return whether messages for what *effect* waits for arrive already."""
+        return self.listener.ready(self.state.partitions[effect.partition].names.w)
+
+    def listen(self, effect: Listen) -> Registration:
+        """Return a registration; waits for the subscription if there is none."""
+        channel = self.state.partitions[effect.partition].names.w
+        return self.listener.register(channel, effect.digest, effect.chunks)
 
     # --- the straight path: what both drivers do before a program is needed -----------------------------------
 
@@ -209,6 +214,7 @@ class Namespace:
         *,
         ttl: Duration | None = None,
         tags: Sequence[str] = (),
+        label: str | None = None,
         index: int = 0,
         home: object = None,
         waits: bool = True,
@@ -225,6 +231,7 @@ class Namespace:
             ttl_ms=None if chosen is None else round(chosen * 1000),
             max_age=control.max_age,
             tags=tuple(sorted({tag_hash(tag) for tag in (*control.tags, *checked_tags(tags))})),
+            label=checked_label(label),
             read=control.read,
             write=control.write,
             only_if_cached=control.only_if_cached,
@@ -356,6 +363,7 @@ _alive: weakref.WeakSet[Namespace] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
+    LISTENERS.start_anew()
     for namespace in list(_alive):
         namespace.after_fork()
 

@@ -117,6 +117,14 @@ class View:
         """The lifetimes of this cache."""
         return self._policy
 
+    def fingerprint(self, request: object) -> str:
+        """
+        Return the digest of *request* under this version and scope, as ``entries`` lists it.
+
+        Raises Uncacheable for a request that has no canonical form.
+        """
+        return self._digest(request, current()).decode()
+
     def bypass(self, reason: str) -> None:
         """Count a call that an adapter let pass without the cache, in ``stats().bypassed``, with its reason."""
         self._namespace.state.counters.add_reason("bypassed", reason)
@@ -185,6 +193,22 @@ class View:
                 asks.append(self._namespace.ask(digest, self._policy, control, index=len(asks), **words))
             numbers.append(places[digest])
         return asks, numbers
+
+    def _each(
+        self, requests: Sequence[object], count: int, labels: Sequence[str | None] | None, **words: Any
+    ) -> list[Ask]:
+        """Return an Ask for each of the *requests*; raise ConfigurationError if there are not *count* of each."""
+        if len(requests) != count or (labels is not None and len(labels) != count):
+            given = f"{len(requests)} requests, {count} values" + (
+                f", {len(labels)} labels" if labels is not None else ""
+            )
+            raise ConfigurationError(
+                f"{given} given: give one value for each request, and one label, or none"
+            )
+        return [
+            self._ask(request, index=index, label=None if labels is None else labels[index], **words)
+            for index, request in enumerate(requests)
+        ]
 
     def _explained(self, request: object, other: object, wanted: Ask, generation: int | None) -> Explanation:
         body = request if isinstance(request, Request) else Request(PLAIN, request)

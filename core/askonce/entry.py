@@ -1,5 +1,5 @@
 """
-What is stored: a header of 48 bytes, the tags if there are any, a payload.
+What is stored: a header of 48 bytes, a label and tags if there are any, a payload.
 
     AO | format | flags | generation | fence | created | fresh until | retained until | tag sequence
     2    1        1       4            8       8         8             8                8            bytes
@@ -25,10 +25,10 @@ T = TypeVar("T")
 HEADER: Final = struct.Struct(">2sBBI5Q")
 MAGIC: Final = b"AO"
 FORMAT: Final = 1
-COMPRESSED, ENCRYPTED, TAGGED, GRAVE = 1, 4, 8, 128
+COMPRESSED, ENCRYPTED, TAGGED, LABELLED, GRAVE = 1, 4, 8, 16, 128
 
 #: Flags of entries that this version reads; any other may change what the bytes mean.
-_READABLE: Final = COMPRESSED | TAGGED
+_READABLE: Final = COMPRESSED | TAGGED | LABELLED
 
 #: What an entry weighs beyond its stored bytes: Redis's own structures and the books (measured, docs/data-model.md).
 #: Part of the namespace's identity: every process must count alike.
@@ -42,6 +42,11 @@ _LARGEST_VALUE = 256 << 20
 _PREAMBLE = struct.Struct(">cI")
 _JSON, _TEXT, _BYTES, _CODEC, _CHUNKS = b"j", b"s", b"b", b"c", b"k"
 _MAX_TAGS = 255
+_LONGEST_LABEL = 4096
+_LENGTH = struct.Struct(">H")
+
+#: Header, label and tags, at their longest.
+LONGEST_HEAD: Final = HEADER.size + _LENGTH.size + _LONGEST_LABEL + 1 + 8 * _MAX_TAGS
 
 
 class Corrupt(Exception):
@@ -81,18 +86,32 @@ class Entry(NamedTuple):
     @property
     def tags(self) -> list[bytes]:
         """The hashes of the entry's tags, eight bytes each."""
-        if not self.flags & TAGGED or len(self.data) <= HEADER.size:
+        start = self._behind_label()
+        if not self.flags & TAGGED or len(self.data) <= start:
             return []
-        end = HEADER.size + 1 + 8 * self.data[HEADER.size]
-        return [self.data[at : at + 8] for at in range(HEADER.size + 1, end, 8)]
+        end = start + 1 + 8 * self.data[start]
+        return [self.data[at : at + 8] for at in range(start + 1, end, 8)]
+
+    @property
+    def label(self) -> str | None:
+        """What the entry was labelled with, None if it was not."""
+        if not self.flags & LABELLED:
+            return None
+        return self.data[HEADER.size + _LENGTH.size : self._behind_label()].decode("utf-8", "replace")
 
     @property
     def payload(self) -> bytes:
-        """The payload: everything behind the header and the tags."""
-        start = HEADER.size
+        """The payload: everything behind the header, the label and the tags."""
+        start = self._behind_label()
         if self.flags & TAGGED:
             start += 1 + 8 * self.data[start] if len(self.data) > start else 1
         return self.data[start:]
+
+    def _behind_label(self) -> int:
+        if not self.flags & LABELLED or len(self.data) < HEADER.size + _LENGTH.size:
+            return HEADER.size
+        (length,) = _LENGTH.unpack_from(self.data, HEADER.size)
+        return HEADER.size + _LENGTH.size + int(length)
 
 
 def cost_ms(payload: bytes) -> int:
@@ -115,8 +134,28 @@ def is_grave(data: bytes) -> bool:
     return len(data) == HEADER.size and data[:3] == MAGIC + bytes([FORMAT]) and bool(data[3] & GRAVE)
 
 
+def label_block(label: bytes | None) -> bytes:
+    """Return a label as it stands behind the header; nothing if there is none."""
+    return b"" if label is None else _LENGTH.pack(len(label)) + label
+
+
+def checked_label(label: str | None) -> bytes | None:
+    """Return *label* as bytes; raise ConfigurationError for what is no label."""
+    if label is None:
+        return None
+    if not isinstance(label, str):
+        raise ConfigurationError(f"label={label!r} is {type(label).__name__}; give text, or None")
+    try:
+        data = label.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"label={label!r} is no Unicode text; leave lone surrogates out") from None
+    if len(data) > _LONGEST_LABEL:
+        raise ConfigurationError(f"a label of {len(data)} bytes given: at most {_LONGEST_LABEL} are stored")
+    return data
+
+
 def tag_block(tags: tuple[bytes, ...]) -> bytes:
-    """Return the tags as they stand behind the header; nothing if there are none."""
+    """Return the tags as they stand behind header and label; nothing if there are none."""
     if not tags:
         return b""
     if len(tags) > _MAX_TAGS:
@@ -141,7 +180,7 @@ def _packed(kind: bytes, data: bytes, cost_ms: int) -> tuple[int, bytes]:
 
 def decode(entry: Entry, codec: Codec[Any] | None) -> Any:
     """Return the value of *entry*; raise Corrupt if it was not written by this codec, or not by us."""
-    payload = entry.payload if entry.flags & TAGGED else entry.data[HEADER.size :]
+    payload = entry.payload if entry.flags & (TAGGED | LABELLED) else entry.data[HEADER.size :]
     return decode_payload(entry.flags, payload, codec)
 
 

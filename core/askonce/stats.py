@@ -87,6 +87,22 @@ class Usage:
     known: bool = True
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntryInfo:
+    """
+    One entry, as ``entries()`` lists it.
+
+    ``digest`` is the fingerprint of its request, ``label`` what it was stored with, ``age`` and ``ttl`` (freshness
+    left, 0.0 if it is stale) are seconds, ``bytes`` its stored length.
+    """
+
+    digest: str
+    label: str | None
+    age: float
+    ttl: float
+    bytes: int
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """

@@ -33,6 +33,7 @@ COMMANDS = [
     "zcard",
     "zrange",
     "zrandmember",
+    "zscan",
     "hsetnx",
     "hincrby",
     "hgetall",

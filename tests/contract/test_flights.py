@@ -21,7 +21,7 @@ from askonce import AsyncCache, Cache, LeaderFailed, Policy, Refused, Source, sc
 from askonce._wire import listener
 
 from . import callers
-from .colours import call_on
+from .colours import call_on, close
 from .polling import until
 from .upstream import Gate, counting
 
@@ -539,11 +539,11 @@ def test_an_answer_at_the_very_end_of_the_patience_is_no_error(url):
 # --- messages and counters that are lost ------------------------------------------------------------------------
 
 
-def test_a_lost_message_costs_one_lease_at_most(make_driver):
+def test_a_lost_message_costs_one_lease_at_most(make_driver, monkeypatch):
     """Who is not woken looks again when the lease's time is over."""
     brief = Policy(lease=0.8)
     driver, other = make_driver(policy=brief), make_driver(policy=brief)
-    other.cache._namespace.listener._wake = lambda _: None
+    monkeypatch.setattr(other.cache._namespace.listener, "_wake", lambda *_: None)
     gate = Gate()
     leading = driver.start("serve", "q", gate)
     gate.wait()
@@ -564,7 +564,7 @@ ENDINGS = {
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_nothing_is_lost_between_a_question_and_its_waiting(make_driver, ending):
+def test_nothing_is_lost_between_a_question_and_its_waiting(make_driver, ending, monkeypatch):
     """A flight that ends just as somebody makes ready to wait for it ends for this one, too."""
     driver, other = make_driver(), make_driver()
     lease = driver.cache.begin("q") if driver.colour == "threads" else driver.begin("q")
@@ -578,7 +578,7 @@ def test_nothing_is_lost_between_a_question_and_its_waiting(make_driver, ending)
             call_on(driver, *ENDINGS[ending](lease))
         return registration
 
-    ours.register = meanwhile
+    monkeypatch.setattr(ours, "register", meanwhile)
     start = time.monotonic()
     if ending == "error":
         with pytest.raises(LeaderFailed, match="RuntimeError"):
@@ -595,22 +595,44 @@ def test_who_comes_as_the_listener_goes_to_sleep_is_woken(url, raw, names, monke
     monkeypatch.setattr(listener, "_IDLE_S", 0.2)
     with Cache(url, namespace="test") as cache:
         ours = cache._namespace.listener
-        ours.register(b"first").close()  # awake now, and idle soon
-        clear, late = ours._subscribed.clear, []
+        ours.register(names.w, b"first").close()  # awake now, and idle soon
+        ends, late = ours._ends, []
+        registering = threading.Thread(target=lambda: late.append(ours.register(names.w, b"late")))
 
         def going():
-            if not late:
-                late.append(ours.register(b"late"))
-                raw.publish(names.w, b"dlate")
-            clear()
+            if not registering.ident:
+                registering.start()
+                until(lambda: ours._waiting)
+            return ends()
 
-        ours._subscribed.clear = going
+        monkeypatch.setattr(ours, "_ends", going)
         until(lambda: late, 5)
+        raw.publish(names.w, b"dlate")
 
         until(lambda: late[0].woken.done(), 3)
 
 
-async def test_a_caller_that_is_cancelled_while_it_registers_leaves_nothing_behind(pair):
+def test_all_caches_of_a_process_wait_on_one_connection(make_driver, raw):
+    """Whatever their namespaces; closing one leaves the others subscribed."""
+    pairs = [(make_driver(namespace=name), make_driver(namespace=name)) for name in ("one", "two", "three")]
+    gates = [Gate() for _ in pairs]
+    leading = [driver.start("serve", "q", gate) for (driver, _), gate in zip(pairs, gates, strict=True)]
+    for gate in gates:
+        gate.wait()
+    following = [other.start("serve", "q", lambda: "never") for _, other in pairs]
+    until(lambda: len(raw.pubsub_channels("ao:{*}:w")) == 3)
+
+    assert len(raw.client_list(_type="pubsub")) == 1
+    gates[0].open()
+    assert following[0].result(10).value == "answer"
+    for driver in pairs[0]:
+        close(driver)
+    for gate in gates[1:]:
+        gate.open()
+    assert [future.result(10).value for future in following + leading] == ["answer"] * 6
+
+
+async def test_a_caller_that_is_cancelled_while_it_registers_leaves_nothing_behind(pair, monkeypatch):
     """Cancelled before the subscription was there: nobody keeps listening for it."""
     one, other = pair
     model = Model()
@@ -624,7 +646,7 @@ async def test_a_caller_that_is_cancelled_while_it_registers_leaves_nothing_behi
         time.sleep(0.1)
         return register(*args, **words)
 
-    ours.register = slowly
+    monkeypatch.setattr(ours, "register", slowly)
     follower = asyncio.create_task(other.serve("q", model))
     await eventually(registering.is_set)
     follower.cancel()

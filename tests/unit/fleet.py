@@ -473,7 +473,7 @@ class World:
 
     def _start_invalidate(self, process: Process) -> None:
         key = self.rng.randrange(len(DIGESTS))
-        self._invalidating(process, programs.invalidate(process.state, self._ask(process, key)), (key,))
+        self._invalidating(process, programs.invalidate(process.state, [self._ask(process, key)]), (key,))
 
     def _start_tag(self, process: Process) -> None:
         tag = self.rng.choice(["even", "odd"])

@@ -27,6 +27,7 @@ from askonce.entry import (
     FORMAT,
     GRAVE,
     HEADER,
+    LABELLED,
     MAGIC,
     TAGGED,
     Corrupt,
@@ -40,6 +41,7 @@ from askonce.entry import (
     encode_chunk,
     encode_stream,
     is_grave,
+    label_block,
     parse,
     tag_block,
 )
@@ -159,7 +161,7 @@ def test_what_is_no_entry_of_ours_is_none(data):
     assert parse(data) is None
 
 
-@pytest.mark.parametrize("flags", sorted({2, 16, 32, 64, 2 | COMPRESSED, 64 | TAGGED}))
+@pytest.mark.parametrize("flags", sorted({2, 32, 64, 2 | COMPRESSED, 64 | TAGGED}))
 def test_flags_that_this_version_does_not_know_are_no_entry(flags):
     """A flag changes what the payload means, so one that is not known makes the entry unreadable, not plain."""
     flags_, payload = encode("text", None, 0)
@@ -614,3 +616,24 @@ def test_an_unknown_kind_is_corrupt(kind):
     """A kind that this version does not write is not guessed at."""
     with pytest.raises(Corrupt, match="kind"):
         decode_payload(0, kind + b"\0\0\0\0text", None)
+
+
+@pytest.mark.parametrize("tags", [(), (b"12345678",), (b"12345678", b"abcdefgh")])
+@pytest.mark.parametrize("label", [None, b"", b"x", "k\u00e4y".encode(), b"y" * 4096])
+def test_label_and_tags_stand_before_the_payload(label, tags):
+    """Whatever stands there, the payload is found behind it."""
+    flags = (LABELLED if label is not None else 0) | (TAGGED if tags else 0)
+    header = HEADER.pack(b"AO", 1, flags, 1, 2, 3, 4, 5, 6)
+    entry = parse(header + label_block(label) + tag_block(tags) + b"payload")
+    assert entry.label == (None if label is None else label.decode())
+    assert entry.tags == list(tags)
+    assert entry.payload == b"payload"
+
+
+@given(flags=st.sampled_from([LABELLED, TAGGED, LABELLED | TAGGED]), rest=st.binary(max_size=40))
+def test_whatever_stands_behind_the_header_is_read_without_an_error(flags, rest):
+    """Lengths that point beyond the end are no error: what is left is taken."""
+    entry = parse(HEADER.pack(b"AO", 1, flags, 1, 2, 3, 4, 5, 6) + b"x" + rest)
+    assert isinstance(entry.tags, list)
+    assert isinstance(entry.payload, bytes)
+    assert entry.label is None or isinstance(entry.label, str)

@@ -83,7 +83,7 @@ def test_they_return_the_same(pair):
 
 def test_what_waits_is_awaited():
     """Every method of the async cache that may ask Redis is a coroutine or an async iterator, and no other."""
-    at_once = {"scope", "bypass", "reject", "memoize"}
+    at_once = {"scope", "bypass", "reject", "memoize", "fingerprint"}
     for name, member in public(AsyncCache).items():
         if inspect.isfunction(member):
             awaited = inspect.iscoroutinefunction(member) or "AsyncIterator" in str(

@@ -11,11 +11,11 @@ is an effect (see ``_effects``).  Rules that keep it so:
 5. drivers run a program to its end.
 """
 
-from .admin import bump, clear, flush, invalidate, invalidate_tag, usage, whereabouts
+from .admin import bump, clear, entries, flush, invalidate, invalidate_tag, usage, whereabouts
 from .begin import END_MARK, NOTHING_UNSENT, Held, Unsent, abandon, begin, finish, publish_call
 from .compute import get_or_compute
 from .find import lookup
-from .many import get_many, get_or_compute_many
+from .many import get_many, get_or_compute_many, store_many
 from .state import Ask, Partition, State
 from .stream import Chunks, Elsewhere, end, fallback, follow, rest, tune_in
 from .write import store
@@ -35,6 +35,7 @@ __all__ = [
     "bump",
     "clear",
     "end",
+    "entries",
     "fallback",
     "finish",
     "flush",
@@ -48,6 +49,7 @@ __all__ = [
     "publish_call",
     "rest",
     "store",
+    "store_many",
     "tune_in",
     "usage",
     "whereabouts",

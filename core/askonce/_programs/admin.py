@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from .._effects import Program, ask, detach, invoke
-from ..entry import UNIT
+from ..entry import LONGEST_HEAD, UNIT, parse
 from ..errors import BackendUnavailable
 from ..scripts import BUMP, FORGET, TAG
-from ..stats import Stats, Usage, from_counters
-from .find import connect, failed
-from .state import Ask, Partition, State, Word, parse_word
+from ..stats import EntryInfo, Stats, Usage, from_counters
+from .find import connect, failed, is_tag_invalidated
+from .state import Ask, Partition, State, Word, by_partition, chunks, parse_word
 from .write import check_books, note_word, trim
 
 #: How long a grave refuses what was computed before an invalidation: longer than calls to a model take.
@@ -23,28 +24,39 @@ _TAGS_KEPT: Final = 10_000
 _SWEEP_AT_ONCE: Final = 64
 #: Members of each book that ``usage`` compares with their entries.
 _SAMPLE: Final = 256
+#: Entries that one round trip of ``entries`` describes.
+_PAGE: Final = 64
 
 
-def invalidate(state: State, wanted: Ask) -> Program[bool]:
-    """Remove one entry and refuse what is being computed for it.  Return whether there was one."""
-    state.flights.ground(wanted.digest)
-    try:
-        removed = yield from _forget(wanted)
-    except BackendUnavailable as error:
-        failed(state, error)
-        return False
-    state.flights.ground(wanted.digest)
+def invalidate(state: State, asks: Sequence[Ask]) -> Program[int]:
+    """Remove entries and refuse what is being computed for them.  Return how many there were."""
+    removed = 0
+    for part, group in by_partition(asks):
+        for chunk in chunks(group):
+            digests = [wanted.digest for wanted in chunk]
+            _ground(state, digests)
+            try:
+                removed += yield from _forget(part, digests)
+            except BackendUnavailable as error:
+                failed(state, error)
+                continue
+            _ground(state, digests)
     state.counters.add("invalidated", removed)
-    return removed > 0
+    return removed
 
 
-def _forget(wanted: Ask) -> Program[int]:
-    part, names, removed = wanted.partition, wanted.partition.names, 0
+def _ground(state: State, digests: Sequence[bytes]) -> None:
+    for digest in digests:
+        state.flights.ground(digest)
+
+
+def _forget(part: Partition, digests: Sequence[bytes]) -> Program[int]:
+    names, removed = part.names, 0
     word = yield from connect(part)
     for _ in range(_MOST_TURNS):
-        member = word.prefix + wanted.digest
-        keys = (names.l, names.x, names.f, names.w, names.e + member)
-        removed += yield from invoke(FORGET, part.index, keys, _GRAVE_MS, part.publish, member)
+        members = [word.prefix + digest for digest in digests]
+        keys = (names.l, names.x, names.f, names.w, *(names.e + member for member in members))
+        removed += yield from invoke(FORGET, part.index, keys, _GRAVE_MS, part.publish, *members)
         # A control word that was lost meanwhile is of another generation by now: its entry is another key.
         now = yield from connect(part)
         if now.generation == word.generation:
@@ -163,6 +175,44 @@ def _expiring(part: Partition) -> Program[set[bytes]]:
     """Return the members that expire first: the books round up to seconds, their entries may be gone already."""
     (soonest,) = yield from ask(part.index, ("ZRANGE", part.names.x, 1, _SAMPLE))
     return set(soonest)
+
+
+def entries(
+    state: State, part: Partition, cursor: bytes, now_ms: int
+) -> Program[tuple[bytes, list[tuple[bytes, EntryInfo]]]]:
+    """
+    Return some of a partition's entries by their members, and the cursor of those that follow, ``b"0"`` at the end.
+
+    What stays in the books meanwhile is listed at least once (as ZSCAN promises), what comes or goes perhaps.
+    """
+    try:
+        word = part.word or (yield from connect(part))
+        ((cursor, scanned),) = yield from ask(part.index, ("ZSCAN", part.names.x, cursor, "COUNT", _PAGE))
+        members = [member for member in scanned[::2] if member.startswith(word.prefix)]
+        infos: list[tuple[bytes, EntryInfo]] = []
+        for some in chunks(members, _PAGE):  # a small book comes whole, however many were asked for
+            commands = [
+                command
+                for name in (part.names.e + member for member in some)
+                for command in (("GETRANGE", name, 0, LONGEST_HEAD), ("STRLEN", name))
+            ]
+            replies = yield from ask(part.index, *commands)
+            for member, data, length in zip(some, replies[::2], replies[1::2], strict=True):
+                entry = parse(data)
+                if entry is None or (yield from is_tag_invalidated(part, entry, word)):
+                    continue
+                info = EntryInfo(
+                    digest=member.removeprefix(word.prefix).decode(),
+                    label=entry.label,
+                    age=max(now_ms - entry.created, 0) / 1000,
+                    ttl=max(entry.fresh_until - now_ms, 0) / 1000,
+                    bytes=length,
+                )
+                infos.append((member, info))
+    except BackendUnavailable as error:
+        failed(state, error)
+        return b"0", []
+    return cursor, infos
 
 
 def flush(state: State) -> Program[Stats]:

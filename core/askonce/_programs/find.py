@@ -162,7 +162,7 @@ def judge(state: State, wanted: Ask, word: Word, data: bytes | None, now_ms: int
         return Found(seen)
     if entry.generation != word.generation:
         return Found(seen)
-    if (yield from _tag_invalidated(wanted.partition, entry, word)):
+    if (yield from is_tag_invalidated(wanted.partition, entry, word)):
         return Found(seen)
     now_ms = max(now_ms, entry.created)  # the estimate of the server's clock may be behind
     age = (now_ms - entry.created) / 1000
@@ -184,7 +184,8 @@ def judge(state: State, wanted: Ask, word: Word, data: bytes | None, now_ms: int
     return Found(seen, freshness=freshness, value=value, age=age, ttl=ttl, flags=entry.flags, payload=payload)
 
 
-def _tag_invalidated(part: Partition, entry: Entry, word: Word) -> Program[bool]:
+def is_tag_invalidated(part: Partition, entry: Entry, word: Word) -> Program[bool]:
+    """Return whether one of the entry's tags was invalidated after it was computed."""
     if not entry.flags & TAGGED or entry.sequence >= word.sequence:
         return False
     if part.tags_until < word.sequence:

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 from .._effects import Computed, Encoded, Program, compute_many, fetch, invoke_many
 from .._flights import Flight, Landed
 from ..errors import BackendUnavailable, NotCached
 from ..policy import Freshness
-from ..scripts import FOUND, GRANTED, LEASE, REPLACED, STORE, STORED, Leased, Stored
+from ..scripts import FOUND, GRANTED, LEASE, MOVED, REPLACED, STORE, STORED, Leased, Stored
 from ..served import AnyServed, Served, Source
 from .compute import error_type, lead, refresh_behind, share
 from .find import Found, connect, failed, find, judge, keep_step, serve, use
-from .state import Ask, Partition, State, parse_word
-from .write import Grant, admitted, landing, release, release_by_token, settle, shed, store_call
-
-T = TypeVar("T")
-
-#: Requests in one round trip: bounded, so that one deadline is enough for it.
-_AT_ONCE = 128
+from .state import Ask, Partition, State, by_partition, chunks, parse_word
+from .write import (
+    Grant,
+    admitted,
+    encode_for_store,
+    landing,
+    release,
+    release_by_token,
+    settle,
+    shed,
+    store_call,
+    write,
+)
 
 
 def get_many(state: State, asks: Sequence[Ask]) -> Program[list[AnyServed | None]]:
@@ -34,7 +40,7 @@ def get_many(state: State, asks: Sequence[Ask]) -> Program[list[AnyServed | None
 
 def _find_many(state: State, asks: Sequence[Ask]) -> Program[tuple[dict[bytes, Found], bool]]:
     founds: dict[bytes, Found] = {}
-    for part, group in _by_partition(asks):
+    for part, group in by_partition(asks):
         try:
             yield from _find_group(state, part, group, founds)
         except BackendUnavailable as error:
@@ -44,7 +50,7 @@ def _find_many(state: State, asks: Sequence[Ask]) -> Program[tuple[dict[bytes, F
 
 
 def _find_group(state: State, part: Partition, group: list[Ask], founds: dict[bytes, Found]) -> Program[None]:
-    for chunk in _chunks(group):
+    for chunk in chunks(group):
         word = part.word or (yield from connect(part))
         fetched = yield from fetch(part.index, tuple(word.prefix + wanted.digest for wanted in chunk))
         in_step = yield from keep_step(part, word, fetched.word)
@@ -184,8 +190,8 @@ def _lease_many(
 ) -> Program[set[bytes]]:
     """Fill *grants*, take out of *mine* what somebody stored meanwhile; return what Redis refused a lease for."""
     refused: set[bytes] = set()
-    for part, group in _by_partition([wanted for wanted, _ in mine.values()]):
-        for chunk in _chunks(group):
+    for part, group in by_partition([wanted for wanted, _ in mine.values()]):
+        for chunk in chunks(group):
             word = part.word or (yield from connect(part))
             names = part.names
             calls = tuple(
@@ -243,55 +249,76 @@ def _keep_many(
         else:
             yield from release(state, wanted, grants.get(wanted.digest), "")
     storable = [wanted for wanted in turn if wanted.digest in ready]
-    for part, group in _by_partition(storable):
-        for chunk in _chunks(group):
-            try:
-                yield from _store_chunk(state, part, chunk, grants, ready, landed)
-            except BackendUnavailable as error:
-                failed(state, error)
+    for part, group in by_partition(storable):
+        for chunk in chunks(group):
+            to_store = [(wanted, ready[wanted.digest], grants[wanted.digest]) for wanted in chunk]
+            codes = yield from _store_chunk(state, part, to_store)
+            for (wanted, encoded, grant), code in zip(to_store, codes, strict=True):
+                if code in {STORED, REPLACED}:
+                    landed[wanted.digest] = landing(wanted, None, encoded, grant, stored=True)
     return landed
 
 
+def store_many(state: State, asks: Sequence[Ask], values: Sequence[Any]) -> Program[list[bool]]:
+    """Store a value for each request, without leases; return which were stored.  One round trip a partition."""
+    stored = [False] * len(asks)
+    ready: list[tuple[Ask, Encoded]] = []
+    for wanted, value in zip(asks, values, strict=True):
+        if wanted.write:
+            encoded = yield from encode_for_store(state, value, 0)
+            if encoded is not None:
+                ready.append((wanted, encoded))
+    encodings = {wanted.index: encoded for wanted, encoded in ready}
+    for part, group in by_partition(wanted for wanted, _ in ready):
+        for chunk in chunks(group):
+            codes = yield from _store_chunk(
+                state, part, [(wanted, encodings[wanted.index], None) for wanted in chunk]
+            )
+            for wanted, code in zip(chunk, codes, strict=True):
+                stored[wanted.index] = code in {STORED, REPLACED}
+    return stored
+
+
 def _store_chunk(
-    state: State,
-    part: Partition,
-    chunk: list[Ask],
-    grants: dict[bytes, Grant],
-    ready: dict[bytes, Encoded],
-    landed: dict[bytes, Landed],
-) -> Program[None]:
-    calls = []
-    for wanted in chunk:
-        grant = grants[wanted.digest]
-        victims = part.take_victims()  # the first call passes them, the others have none
-        calls.append(store_call(state, wanted, grant.word, ready[wanted.digest], grant, victims))
-    answers: list[Stored | BackendUnavailable] = yield from invoke_many(STORE, part.index, tuple(calls))
-    for number, (wanted, stored) in enumerate(zip(chunk, answers, strict=True)):
+    state: State, part: Partition, chunk: Sequence[tuple[Ask, Encoded, Grant | None]]
+) -> Program[list[int | None]]:
+    """Store in one round trip; return the code of each, None where Redis did not answer."""
+    try:
+        word = part.word or (yield from connect(part))
+        calls = []
+        for wanted, encoded, grant in chunk:
+            victims = part.take_victims()  # the first call passes them, the others have none
+            calls.append(store_call(state, wanted, grant.word if grant else word, encoded, grant, victims))
+        answers: list[Stored | BackendUnavailable] = yield from invoke_many(STORE, part.index, tuple(calls))
+    except BackendUnavailable as error:
+        failed(state, error)
+        return [None] * len(chunk)
+    codes: list[int | None] = []
+    for number, ((wanted, encoded, grant), stored) in enumerate(zip(chunk, answers, strict=True)):
         if isinstance(stored, BackendUnavailable):
             failed(state, stored)
             yield from shed(state, wanted, stored)
-            continue
-        if stored.code in {STORED, REPLACED}:
-            landed[wanted.digest] = landing(
-                wanted, None, ready[wanted.digest], grants[wanted.digest], stored=True
-            )
-        # Only the last reply's victims are still the least recently used, and only it says what is over now.
-        last = number == len(chunk) - 1
-        yield from settle(state, part, stored if last else stored._replace(over=0, victims=[]))
+            codes.append(None)
+        elif stored.code == MOVED and grant is None:
+            codes.append((yield from _write_anew(state, wanted, encoded)))
+        else:
+            # Only the last reply's victims are still the least recently used, and only it says what is over now.
+            last = number == len(chunk) - 1
+            yield from settle(state, part, stored if last else stored._replace(over=0, victims=[]))
+            codes.append(stored.code)
+    return codes
+
+
+def _write_anew(state: State, wanted: Ask, encoded: Encoded) -> Program[int | None]:
+    """Store under the generation that is current now."""
+    wanted.partition.word = None
+    try:
+        return (yield from write(state, wanted, encoded, None))
+    except BackendUnavailable as error:
+        failed(state, error)
+        return None
 
 
 def _seen(founds: dict[bytes, Found], wanted: Ask) -> bytes:
     found = founds.get(wanted.digest)
     return found.seen if found else b""
-
-
-def _by_partition(asks: Iterable[Ask]) -> list[tuple[Partition, list[Ask]]]:
-    groups: dict[int, tuple[Partition, list[Ask]]] = {}
-    for wanted in asks:
-        groups.setdefault(wanted.partition.index, (wanted.partition, []))[1].append(wanted)
-    return list(groups.values())
-
-
-def _chunks(items: Sequence[T]) -> Iterator[list[T]]:
-    for start in range(0, len(items), _AT_ONCE):
-        yield list(items[start : start + _AT_ONCE])

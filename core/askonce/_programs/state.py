@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from .._flights import Flights, Key
 from ..keys import Names
 from ..policy import Policy
 from ..stats import Counters
 
+T = TypeVar("T")
+
 _WORD = re.compile(rb"(\d{1,10}):(\d{1,15})")
 _LARGEST_GENERATION = 0xFFFFFFFF  # four bytes of the header
 
 #: Members whose books look wrong are healed by the next store; more than this wait for the sample of ``heal``.
 _MOST_SUSPECTS = 256
+
+#: Requests in one round trip: bounded, so that one deadline is enough for it.
+_AT_ONCE = 128
 
 
 class Word(NamedTuple):
@@ -115,6 +120,7 @@ class Ask:
     ttl_ms: int | None = None
     max_age: float | None = None
     tags: tuple[bytes, ...] = ()
+    label: bytes | None = None
     read: bool = True
     write: bool = True
     only_if_cached: bool = False
@@ -131,3 +137,17 @@ class Ask:
         """The key of this request's flight."""
         word = self.partition.word
         return (word.raw if word else b"", self.digest)
+
+
+def by_partition(asks: Iterable[Ask]) -> list[tuple[Partition, list[Ask]]]:
+    """Return the partitions that *asks* belong to, each with its own."""
+    groups: dict[int, tuple[Partition, list[Ask]]] = {}
+    for wanted in asks:
+        groups.setdefault(wanted.partition.index, (wanted.partition, []))[1].append(wanted)
+    return list(groups.values())
+
+
+def chunks(items: Sequence[T], size: int = _AT_ONCE) -> Iterator[list[T]]:
+    """Return *items* in lists of at most *size*, so many as one round trip takes."""
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from .._effects import Encoded, Program, Renewal, ask, detach, encode, invoke
 from .._flights import Landed
-from ..entry import OVERHEAD, TAGGED, tag_block
+from ..entry import LABELLED, OVERHEAD, TAGGED, label_block, tag_block
 from ..errors import BackendUnavailable, OutOfMemory, Uncacheable
 from ..policy import Refused
 from ..scripts import FENCED_OFF, HEAL, MOVED, RELEASE, REPLACED, STORE, STORED, TOO_LARGE, TRIM, Arg, Stored
@@ -55,20 +55,27 @@ def store(state: State, wanted: Ask, value: Any, cost_ms: int) -> Program[bool]:
     """Store *value* without a lease: the last writer wins.  Return whether it was stored."""
     if not wanted.write:
         return False
-    try:
-        encoded = yield from encode(value, cost_ms)
-    except Refused as refusal:
-        state.counters.add_reason("rejected", refusal.reason)
+    encoded = yield from encode_for_store(state, value, cost_ms)
+    if encoded is None:
         return False
-    except Uncacheable:
-        state.counters.add("uncacheable")
-        raise
     try:
         return (yield from write(state, wanted, encoded, None)) in {STORED, REPLACED}
     except BackendUnavailable as error:
         failed(state, error)
         yield from shed(state, wanted, error)
         return False
+
+
+def encode_for_store(state: State, value: Any, cost_ms: int) -> Program[Encoded | None]:
+    """Return *value* encoded, None if admission refuses it; raise Uncacheable if it cannot be stored.  Counted."""
+    try:
+        return (yield from encode(value, cost_ms))
+    except Refused as refusal:
+        state.counters.add_reason("rejected", refusal.reason)
+        return None
+    except Uncacheable:
+        state.counters.add("uncacheable")
+        raise
 
 
 def keep(state: State, wanted: Ask, value: Any, cost_ms: int, grant: Grant | None) -> Program[Landed]:
@@ -159,9 +166,9 @@ def store_call(
     args: tuple[Arg, ...] = (
         word.generation,
         member,
-        encoded.flags | (TAGGED if wanted.tags else 0),
+        encoded.flags | (TAGGED if wanted.tags else 0) | (LABELLED if wanted.label is not None else 0),
         word.sequence if grant else b"",
-        tag_block(wanted.tags) + encoded.payload,
+        label_block(wanted.label) + tag_block(wanted.tags) + encoded.payload,
         lifetime_ms(wanted, encoded),
         wanted.policy.window_ms,
         state.max_entries,

@@ -1,21 +1,24 @@
 """
 The push connection: one thread of the process sleeps on pub/sub and wakes who waits for a flight led elsewhere.
 
-Messages are hints: a waiter looks again when it is woken, when the lease's time is over, and when the connection is
-lost, so that a lost message costs one lease at most.
+All caches of a process that use the same server share it, whatever their namespaces.  Messages are hints: a waiter
+looks again when it is woken, when the lease's time is over, and when the connection is lost, so that a lost message
+costs one lease at most.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from collections.abc import Hashable
 from concurrent.futures import Future
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
-import redis
 from redis.exceptions import RedisError
 
 from ..errors import BackendUnavailable
+from .commands import pack
 from .endpoint import Endpoint
 
 #: How long to wait for messages before looking whether the listener is still wanted.
@@ -24,13 +27,16 @@ _PAUSE: Final = 0.5
 #: When nobody has waited for so long the connection is given up.
 _IDLE_S: Final = 5.0
 
+#: A channel, and what is said there.
+Message: TypeAlias = tuple[bytes, bytes]
+
 
 class Registration:
     """One waiter."""
 
     __slots__ = ("_listener", "_messages", "_woken")
 
-    def __init__(self, listener: Listener, messages: tuple[bytes, ...]) -> None:
+    def __init__(self, listener: Listener, messages: tuple[Message, ...]) -> None:
         self._listener = listener
         self._messages = messages
         self._woken: Future[None] = Future()
@@ -46,46 +52,53 @@ class Registration:
 
 
 class Listener:
-    """The process's subscription to the channels of one namespace."""
+    """The process's push connection to one server: what it is subscribed to, and who waits for what."""
 
-    def __init__(self, endpoint: Endpoint, deadline: float, channels: tuple[bytes, ...]) -> None:
+    def __init__(self, endpoint: Endpoint, deadline: float) -> None:
         self._endpoint = endpoint
         self._deadline = deadline
-        self._channels = channels
-        self._lock = threading.RLock()  # as in stats.Counters
-        self._waiting: dict[bytes, list[Registration]] = {}
-        self._subscribed = threading.Event()
-        self._closed = False
+        self._pool = endpoint.sync_pool(deadline, deadline)
+        self._changed = threading.Condition(threading.RLock())  # re-entrant: as in stats.Counters
+        self._waiting: dict[Message, list[Registration]] = {}
+        self._channels: set[bytes] = set()  # wanted
+        self._subscribed: set[bytes] = set()  # confirmed on this connection
+        self._connection: Any = None
         self._wanted = 0.0  # when somebody last waited
         self._thread: threading.Thread | None = None
 
-    @property
-    def ready(self) -> bool:
-        """Whether messages arrive now, so that ``register`` does not have to wait."""
-        return self._subscribed.is_set()
+    def ready(self, channel: bytes) -> bool:
+        """Return whether messages arrive now, so that ``register`` does not have to wait."""
+        return channel in self._subscribed
 
-    def register(self, digest: bytes, chunks: bool = False) -> Registration:
+    def register(self, channel: bytes, digest: bytes, chunks: bool = False) -> Registration:
         """
         Return a registration for the message that the flight of *digest* has landed; with *chunks* also for more of a
         running stream.  Raises BackendUnavailable if no message can arrive.
         """
-        messages = (b"d" + digest, b"r" + digest) if chunks else (b"d" + digest,)
-        with self._lock:
+        kinds = (b"d", b"r") if chunks else (b"d",)
+        messages = tuple((channel, kind + digest) for kind in kinds)
+        with self._changed:
             self._wanted = time.monotonic()
+            if channel not in self._channels:
+                self._channels.add(channel)
+                self._send("SUBSCRIBE", channel)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="askonce-listener", daemon=True)
                 self._thread.start()
             registration = Registration(self, messages)
             for message in messages:
                 self._waiting.setdefault(message, []).append(registration)
-        if not self._subscribed.wait(self._deadline * 2):  # one deadline to connect, one to subscribe
-            registration.close()
-            raise BackendUnavailable(f"{self._endpoint.label}: no subscription within {self._deadline * 2} s")
+            # one deadline to connect, one to subscribe
+            if not self._changed.wait_for(lambda: channel in self._subscribed, self._deadline * 2):
+                registration.close()
+                raise BackendUnavailable(
+                    f"{self._endpoint.label}: no subscription within {self._deadline * 2} s"
+                )
         return registration
 
-    def remove(self, messages: tuple[bytes, ...], registration: Registration) -> None:
+    def remove(self, messages: tuple[Message, ...], registration: Registration) -> None:
         """Forget a registration."""
-        with self._lock:
+        with self._changed:
             for message in messages:
                 waiting = self._waiting.get(message)
                 if waiting and registration in waiting:
@@ -93,70 +106,92 @@ class Listener:
                     if not waiting:
                         del self._waiting[message]
 
-    def close(self) -> None:
-        """Wake all and end the thread within a turn."""
-        self._closed = True
-        self._wake_all()
+    def leave(self, channels: tuple[bytes, ...]) -> None:
+        """Wake who waits for something on *channels*, and hear them no more: their cache is closed."""
+        with self._changed:
+            self._wake(*(message for message in self._waiting if message[0] in channels))
+            for channel in self._channels.intersection(channels):
+                self._channels.discard(channel)
+                self._subscribed.discard(channel)
+                self._send("UNSUBSCRIBE", channel)
+            if not self._channels:  # nobody is left: do not sleep on
+                self._wanted = 0.0
+                self._send("PING")
 
     def _run(self) -> None:
         while not self._ends():
             try:
                 self._listen()
             except (RedisError, OSError, BackendUnavailable):
-                self._subscribed.clear()
-                self._wake_all()
+                with self._changed:
+                    self._wake(*self._waiting)
                 time.sleep(_PAUSE)
 
     def _ends(self) -> bool:
-        """Return whether the thread is to end: nobody waits, or the cache was closed."""
-        with self._lock:
-            if self._waiting:
-                self._wanted = time.monotonic()
-            if not self._closed and time.monotonic() - self._wanted < _IDLE_S:
+        """Return whether the thread is to end: nobody waits any more."""
+        with self._changed:
+            if self._is_wanted():
                 return False
-            self._subscribed.clear()
+            self._channels.clear()
             self._thread = None
             return True
+
+    def _is_wanted(self) -> bool:
+        if self._waiting:
+            self._wanted = time.monotonic()
+        return time.monotonic() - self._wanted < _IDLE_S
 
     def _listen(self) -> None:
         if self._endpoint.prepare is not None:
             self._endpoint.prepare()
-        client = redis.Redis(connection_pool=self._endpoint.sync_pool(None, self._deadline))
-        pubsub = client.pubsub()  # type: ignore[no-untyped-call]
+        connection: Any = self._pool.make_connection()
+        connection.connect()
         try:
-            pubsub.subscribe(*self._channels)
-            pending, asked = len(self._channels), 0.0
-            while not self._closed and (self._waiting or time.monotonic() - self._wanted < _IDLE_S):
-                message: Any = pubsub.get_message(timeout=self._deadline if asked else _TURN)
-                if message is None:
-                    if asked:
-                        raise BackendUnavailable("the push connection does not answer")
-                    if self._waiting:  # a silent connection may be a dead one
-                        pubsub.ping()
-                        asked = time.monotonic()
-                    continue
-                asked = 0.0
-                if message["type"] == "subscribe":
-                    pending -= 1
-                    if pending <= 0:
-                        self._subscribed.set()
-                        self._wake_all()  # who registered in between may have missed a message
-                elif message["type"] == "message" and message["data"][:1] in {b"d", b"r"}:
-                    self._wake(message["data"])
+            with self._changed:
+                self._connection = connection
+                if self._channels:
+                    self._send("SUBSCRIBE", *self._channels)
+            asked = False
+            while self._is_wanted():
+                if connection.can_read(self._deadline if asked else _TURN):
+                    asked = False
+                    self._heard(connection.read_response(disable_decoding=True))
+                elif asked:
+                    raise BackendUnavailable("the push connection does not answer")
+                elif self._waiting:  # a silent connection may be a dead one
+                    asked = True
+                    with self._changed:
+                        self._send("PING")
         finally:
-            self._subscribed.clear()
-            pubsub.close()
+            with self._changed:
+                self._connection = None
+                self._subscribed.clear()
+            connection.disconnect()
 
-    def _wake(self, message: bytes) -> None:
-        with self._lock:
-            woken = self._waiting.pop(message, [])
-        for registration in woken:
-            _done(registration.woken)
+    def _send(self, *command: bytes | str) -> None:
+        """Send a command if there is a connection; who reads will notice if that fails."""
+        if self._connection is not None:
+            with contextlib.suppress(RedisError, OSError):
+                self._connection.send_packed_command([pack(command)], check_health=False)
 
-    def _wake_all(self) -> None:
-        with self._lock:
-            woken = [registration for waiting in self._waiting.values() for registration in waiting]
-            self._waiting.clear()
+    def _heard(self, message: Any) -> None:
+        if not isinstance(message, list) or len(message) != 3:
+            return  # the answer to a PING
+        kind, channel, _ = message
+        if kind == b"message":
+            if message[2][:1] in {b"d", b"r"}:
+                self._wake((channel, message[2]))
+        elif kind == b"subscribe":
+            with self._changed:
+                if channel in self._channels:
+                    self._subscribed.add(channel)
+                    self._changed.notify_all()
+                # who registered before may have missed a message
+                self._wake(*(message for message in self._waiting if message[0] == channel))
+
+    def _wake(self, *messages: Message) -> None:
+        with self._changed:
+            woken = [registration for message in messages for registration in self._waiting.pop(message, [])]
         for registration in woken:
             _done(registration.woken)
 
@@ -164,3 +199,30 @@ class Listener:
 def _done(future: Future[None]) -> None:
     if not future.done():
         future.set_result(None)
+
+
+class Listeners:
+    """The listeners of this process, one for each server that it asks."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._listeners: dict[Hashable, Listener] = {}
+
+    def of(self, endpoint: Endpoint, deadline: float) -> Listener:
+        """Return the listener of a server."""
+        options = tuple(
+            (name, value if isinstance(value, Hashable) else id(value))
+            for name, value in sorted(endpoint.options.items())
+        )
+        with self._lock:
+            key = (endpoint.connection_class, options, deadline)
+            if key not in self._listeners:
+                self._listeners[key] = Listener(endpoint, deadline)
+            return self._listeners[key]
+
+    def start_anew(self) -> None:
+        """Forget all, in a forked child: their locks, sockets and threads are the parent's."""
+        self.__init__()  # type: ignore[misc]
+
+
+LISTENERS: Final = Listeners()

@@ -200,6 +200,9 @@ class AsyncCache(View):
         codec: Codec[T] | None = None,
         admit: Admit | None = None,
         drain: Duration = 0.0,
+        share_errors: bool = True,
+        fold: Callable[[list[T]], Any] | None = None,
+        on_served: Callable[[AnyServed], object] | None = None,
     ) -> AsyncIterator[T]:
         """
         Return the chunks of an answer: stored, running anywhere, or produced by *fn*, which is called at most once.
@@ -209,9 +212,24 @@ class AsyncCache(View):
         producer is closed and a follower takes over; with ``drain`` it is read to its end in the background, for at
         most that long.  No chunk is given twice: if a followed stream breaks off and the model's new answer begins
         differently, StreamBroken is raised.
+
+        ``share_errors``: those who follow get the producer's error; otherwise one of them calls the model.
+        ``fold(chunks)`` makes what is stored of a whole stream, instead of the list of its chunks (or raises
+        ``Refused``).  ``on_served`` is told of a stored stream before its first chunk.
         """
         home = running_loop()
-        asked = self._stream_words(request, codec, admit, drain, ttl=ttl, tags=tags, home=home)
+        asked = self._stream_words(
+            request,
+            codec,
+            admit,
+            drain,
+            fold,
+            on_served,
+            ttl=ttl,
+            tags=tags,
+            home=home,
+            share_errors=share_errors,
+        )
         return stream(self, asked, fn)
 
     async def get_many(
@@ -290,16 +308,25 @@ class AsyncCache(View):
         ``usable(value)`` may refuse what is stored.  ``share_errors``: an error given to ``abandon`` is raised by those
         who wait.  ``refresh``: serve nothing that is stored.  A thread that holds an unfinished lease never waits.
         """
-        owner: object = asyncio.current_task()
-        wanted = self._ask(
-            request,
-            waits=not self._namespace.holds(owner),
-            share_errors=share_errors,
-            home=asyncio.get_running_loop(),
-        )
+        control, fetched, owner = current(), None, asyncio.current_task()
+        digest = self._digest(request, control)
         call = self._call(codec)
         call.usable = usable
-        outcome = await self._run(programs.begin(self._namespace.state, wanted, refresh=refresh), call)
+        if control is NONE and not refresh:
+            served, fetched = await self._straight(digest, call)
+            if served is not None:
+                return served
+        wanted = self._namespace.ask(
+            digest,
+            self._policy,
+            control,
+            home=asyncio.get_running_loop(),
+            waits=not self._namespace.holds(owner),
+            share_errors=share_errors,
+        )
+        outcome = await self._run(
+            programs.begin(self._namespace.state, wanted, fetched, refresh=refresh), call
+        )
         return AsyncLease(self, outcome, call, owner) if isinstance(outcome, programs.Held) else outcome
 
     async def invalidate(self, request: object) -> bool:

@@ -46,6 +46,8 @@ async def stream(driver: Driver, asked: Asked, fn: Callable[[], Any]) -> AsyncIt
         passed.begin_source()
         match outcome:
             case Served():
+                if asked.on_served is not None:
+                    asked.on_served(outcome)
                 for chunk in passed.conclude(outcome.value):
                     yield chunk
                 return

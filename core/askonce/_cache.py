@@ -152,6 +152,9 @@ class Cache(View):
         codec: Codec[T] | None = None,
         admit: Admit | None = None,
         drain: Duration = 0.0,
+        share_errors: bool = True,
+        fold: Callable[[list[T]], Any] | None = None,
+        on_served: Callable[[AnyServed], object] | None = None,
     ) -> Iterator[T]:
         """
         Return the chunks of an answer: stored, running anywhere, or produced by *fn*, which is called at most once.
@@ -161,8 +164,14 @@ class Cache(View):
         producer is closed and a follower takes over; with ``drain`` it is read to its end in the background, for at
         most that long.  No chunk is given twice: if a followed stream breaks off and the model's new answer begins
         differently, StreamBroken is raised.
+
+        ``share_errors``: those who follow get the producer's error; otherwise one of them calls the model.
+        ``fold(chunks)`` makes what is stored of a whole stream, instead of the list of its chunks (or raises
+        ``Refused``).  ``on_served`` is told of a stored stream before its first chunk.
         """
-        asked = self._stream_words(request, codec, admit, drain, ttl=ttl, tags=tags)
+        asked = self._stream_words(
+            request, codec, admit, drain, fold, on_served, ttl=ttl, tags=tags, share_errors=share_errors
+        )
         return stream(self, asked, fn)
 
     def get_many(
@@ -235,11 +244,22 @@ class Cache(View):
         ``usable(value)`` may refuse what is stored.  ``share_errors``: an error given to ``abandon`` is raised by those
         who wait.  ``refresh``: serve nothing that is stored.  A thread that holds an unfinished lease never waits.
         """
-        owner: object = threading.current_thread()
-        wanted = self._ask(request, waits=not self._namespace.holds(owner), share_errors=share_errors)
+        control, fetched, owner = current(), None, threading.current_thread()
+        digest = self._digest(request, control)
         call = self._call(codec)
         call.usable = usable
-        outcome = self._run(programs.begin(self._namespace.state, wanted, refresh=refresh), call)
+        if control is NONE and not refresh:
+            served, fetched = self._straight(digest, call)
+            if served is not None:
+                return served
+        wanted = self._namespace.ask(
+            digest,
+            self._policy,
+            control,
+            waits=not self._namespace.holds(owner),
+            share_errors=share_errors,
+        )
+        outcome = self._run(programs.begin(self._namespace.state, wanted, fetched, refresh=refresh), call)
         return Lease(self, outcome, call, owner) if isinstance(outcome, programs.Held) else outcome
 
     def invalidate(self, request: object) -> bool:

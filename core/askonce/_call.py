@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ._effects import Computed, Encoded
-from .entry import Codec, Unusable, decode_payload, decode_stream, encode, encode_stream, whole
+from .entry import Codec, Unusable, decode_chunk, decode_payload, decode_stream, encode, encode_stream, whole
 from .errors import ConfigurationError
 from .policy import Admit, Refused, seconds
 
@@ -27,15 +27,26 @@ class Call:
     compute: Callable[[Sequence[int]], Any] | None = None  # indices -> values, awaited by the async driver
     digests: Sequence[bytes] = ()
     streams: bool = False
+    fold: Callable[[list[Any]], Any] | None = None  # of a stream: chunks -> what is stored instead of them
 
     def encode(self, value: Any, cost_ms: int) -> Encoded:
         """Perform ``Encode``; the value of a stream is given as its encoded chunks."""
-        ttl_ms = None
+        if self.fold is not None:
+            value = self._folded(self.fold, value)
+        ttl_ms, chunks = None, self.streams and self.fold is None
         if self.admit is not None:
-            ttl_ms = self._admitted(self.admit, whole(value, self.codec) if self.streams else value)
-        if self.streams:
+            ttl_ms = self._admitted(self.admit, whole(value, self.codec) if chunks else value)
+        if chunks:
             return Encoded(*encode_stream(value, cost_ms), ttl_ms)
         return Encoded(*encode(value, self.codec, cost_ms), ttl_ms)
+
+    def _folded(self, fold: Callable[[list[Any]], Any], chunks: list[bytes]) -> Any:
+        try:
+            return fold([decode_chunk(chunk, self.codec) for chunk in chunks])
+        except Refused:
+            raise
+        except Exception as error:
+            raise Refused(f"fold failed: {type(error).__qualname__}") from error
 
     @staticmethod
     def _admitted(admit: Admit, value: Any) -> int | None:

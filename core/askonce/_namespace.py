@@ -181,6 +181,8 @@ class Namespace:
             value = decode(entry, call.codec)
         except Corrupt:
             return None
+        if call.usable is not None and not call.usable(value):
+            return None
         self.state.counters.add("hits")
         return Served(value, Source.HIT, (now_ms - entry.created) / 1000, (entry.fresh_until - now_ms) / 1000)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from ._programs import Ask, Held
 from ._tapes import Tape
 from .entry import Codec, decode_chunk, encode_chunk, whole
 from .errors import StreamBroken
+from .served import AnyServed
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,7 @@ class Asked:
     call: Call
     codec: Codec[Any] | None
     drain: float  # seconds for which a stream whose consumer has gone is read to its end
+    on_served: Callable[[AnyServed], object] | None = None  # told of what is replayed
 
 
 class Passed:

@@ -47,6 +47,8 @@ def stream(driver: Driver, asked: Asked, fn: Callable[[], Iterable[Any]]) -> Ite
         passed.begin_source()
         match outcome:
             case Served():
+                if asked.on_served is not None:
+                    asked.on_served(outcome)
                 yield from passed.conclude(outcome.value)
                 return
             case programs.Held():

@@ -21,6 +21,7 @@ from .entry import Codec
 from .errors import ConfigurationError
 from .keys import PLAIN, Explanation, Fingerprints, Request, check_text, differences, visible
 from .policy import Admit, Duration, Policy, Size, seconds
+from .served import AnyServed
 from .stats import Event
 
 V = TypeVar("V", bound="View")
@@ -173,12 +174,19 @@ class View:
         return Call(codec, admit or self._admit, None, compute, digests)
 
     def _stream_words(
-        self, request: object, codec: Codec[Any] | None, admit: Admit | None, drain: Duration, **words: Any
+        self,
+        request: object,
+        codec: Codec[Any] | None,
+        admit: Admit | None,
+        drain: Duration,
+        fold: Callable[[list[Any]], Any] | None,
+        on_served: Callable[[AnyServed], object] | None,
+        **words: Any,
     ) -> Asked:
         wanted = self._ask(request, **words)
         call = self._call(codec, admit)
-        call.streams = True
-        return Asked(wanted, call, codec, seconds("drain", drain))
+        call.streams, call.fold = True, fold
+        return Asked(wanted, call, codec, seconds("drain", drain), on_served)
 
     def _distinct(self, requests: Sequence[object], **words: Any) -> tuple[list[Ask], list[int]]:
         """Return an Ask for each distinct request, numbered in order, and for each request the number of its Ask."""

@@ -14,6 +14,7 @@ import random
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import redis
@@ -26,6 +27,7 @@ from askonce import (
     NotCached,
     Policy,
     Refused,
+    Source,
     StreamBroken,
     Uncacheable,
     control,
@@ -2320,3 +2322,98 @@ def test_a_failing_stream_fails_in_all_processes(crew, play, desk, url, colour):
     assert [got for _, _, (_, got) in errors] == [whole(2)] * 12
     with Cache(url, namespace="test", deadline=2.0) as cache:
         assert list(cache.stream(QUESTION, Producer("next").sync)) == ["next"]
+
+
+# --- what a stream leaves for those who want a value ---------------------------------------------------------------
+
+
+def test_a_stream_that_is_refused_is_no_value_for_who_waits_for_one(url):
+    """Who joined the flight of a stream that may not be stored computes a value of their own."""
+    cache = Cache(url, namespace="test")
+    entered, go_on = threading.Event(), threading.Event()
+
+    def chunks():
+        yield "a"
+        entered.set()
+        go_on.wait(10)
+        yield "b"
+
+    def refuse(value):
+        raise Refused("never")
+
+    with ThreadPoolExecutor(2) as pool:
+        streaming = pool.submit(lambda: list(cache.stream("q", chunks, admit=refuse)))
+        entered.wait(10)
+        following = pool.submit(cache.get_or_compute, "q", lambda: "mine")
+        until(lambda: cache._namespace.state.counters.peek().get("misses", 0) >= 2)
+        go_on.set()
+        assert streaming.result(10) == ["a", "b"]
+        assert following.result(10) == "mine"
+
+
+@COLOURS
+def test_what_is_stored_of_a_stream_can_be_folded(url, colour):
+    """``fold`` makes one value of the chunks; replayed, it is one chunk; followers are given the chunks."""
+    with Cache(url, namespace="test") as cache:
+        served = []
+
+        def words():
+            yield {"text": "a"}
+            yield {"text": "b"}
+
+        def fold(chunks):
+            return {"text": "".join(chunk["text"] for chunk in chunks)}
+
+        def read(fn):
+            if colour == "threads":
+                return list(cache.stream("q", fn, fold=fold, on_served=served.append))
+
+            async def gather():
+                stream = cache.aio.stream("q", fn, fold=fold, on_served=served.append)
+                return [chunk async for chunk in stream]
+
+            return asyncio.run(gather())
+
+        assert read(words) == [{"text": "a"}, {"text": "b"}]
+        assert served == []
+        assert read(lambda: pytest.fail("asked again")) == [{"text": "ab"}]
+        assert served[0].source is Source.HIT
+        assert cache.lookup("q").value == {"text": "ab"}
+
+
+@COLOURS
+@pytest.mark.parametrize("error", [Refused("half an answer"), KeyError("text")])
+def test_a_fold_that_refuses_or_fails_stores_nothing(url, colour, error):
+    """The consumer has every chunk all the same."""
+
+    def fold(chunks):
+        raise error
+
+    with Cache(url, namespace="test") as cache:
+        if colour == "threads":
+            assert list(cache.stream("q", lambda: iter(["a"]), fold=fold)) == ["a"]
+        else:
+
+            async def gather():
+                return [chunk async for chunk in cache.aio.stream("q", lambda: iter(["a"]), fold=fold)]
+
+            assert asyncio.run(gather()) == ["a"]
+        assert cache.lookup("q") is None
+        assert cache.stats().rejected == 1
+
+
+@PAIRS
+def test_errors_that_are_not_shared_hand_over(join):
+    """With ``share_errors=False`` a follower of a stream that fails makes a call of its own."""
+    leader, follower = join()
+    producer, mine = Producer(error=QuotaError("of the leader alone"), let=0), Producer("mine")
+    leading = leader.read("q", producer, share_errors=False)
+    pulled = leading.pull()
+    producer.called()
+    followed = follower.read("q", mine, share_errors=False).pull()
+    follower.follows()
+    producer.open()
+    with pytest.raises(QuotaError):
+        pulled.result(10)
+    assert followed.result(10) == ["mine"]
+    nothing_left(leader, follower)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
-from .._effects import Program, TimedOut, invoke, join
+from .._effects import Fetched, Program, TimedOut, invoke, join
 from .._flights import Flight
 from ..errors import BackendUnavailable, NotCached
 from ..policy import Freshness
@@ -42,14 +42,16 @@ class Held:
     fallback: Found | None = None  # of a stream: what may be served if computing fails
 
 
-def begin(state: State, wanted: Ask, *, refresh: bool) -> Program[AnyServed | Held]:
+def begin(
+    state: State, wanted: Ask, fetched: Fetched | None = None, *, refresh: bool
+) -> Program[AnyServed | Held]:
     """Serve *wanted*, or return what the caller holds while it computes.  *refresh* serves nothing stored."""
     found, reachable, seen = None, True, b""
     try:
         if refresh or not wanted.read:
             found = yield from what_is_stored(wanted)
         else:
-            found = yield from find(state, wanted)
+            found = yield from find(state, wanted, fetched)
         seen = found.seen if found else b""
     except BackendUnavailable as error:
         failed(state, error)
@@ -111,12 +113,19 @@ def _lead(
 
 
 def finish(
-    state: State, held: Held, value: Any, cost_ms: int, unsent: Unsent = NOTHING_UNSENT
+    state: State,
+    held: Held,
+    value: Any,
+    cost_ms: int,
+    unsent: Unsent = NOTHING_UNSENT,
+    *,
+    is_stream: bool = False,
 ) -> Program[bool]:
     """
     Store what the caller computed, give the lease back, hand the value to all who joined.
 
-    *unsent* are chunks that followers elsewhere have not been given yet, and the mark of the end.
+    *unsent* are chunks that followers elsewhere have not been given yet, and the mark of the end.  The value of a stream
+    is given as its encoded chunks: one that may not be stored is handed to nobody who wants a value.
     """
     landed = None
     state.counters.add("computed")
@@ -124,7 +133,12 @@ def finish(
         if unsent[1] and held.grant is not None:
             yield from _publish(state, held.wanted, held.grant, unsent)
         landed = yield from keep(state, held.wanted, value, cost_ms, held.grant)
-        return landed.ttl > 0
+        stored = landed.ttl > 0
+        if is_stream and landed.payload is None:
+            if held.flight is not None:
+                held.flight.tape.end(complete=True)  # who follows has it all
+            landed = None
+        return stored
     finally:
         if held.flight is not None:
             state.flights.land(held.flight, landed)

@@ -217,7 +217,7 @@ def end(
     state: State, held: Held, chunks: list[bytes], cost_ms: int, unsent: Unsent = NOTHING_UNSENT
 ) -> Program[bool]:
     """Store a stream that has come to its end; what was published of it goes soon after."""
-    stored = yield from finish(state, held, chunks, cost_ms, unsent)
+    stored = yield from finish(state, held, chunks, cost_ms, unsent, is_stream=True)
     if held.grant is not None:
         part = held.wanted.partition
         running = part.names.r + b"%b:%d" % (held.wanted.digest, held.grant.fence)

@@ -275,7 +275,9 @@ class AsyncCache(View):
         Return a value for each request, in order.
 
         ``fn(missing)`` is called once with the distinct requests that are neither stored nor being computed by anybody,
-        in order, and returns their values in that order.
+        in order, and returns their values in that order, or an exception in the place of one that failed:
+        the others are stored, then the first failure is raised.  What fails in the hands of others is asked of *fn* in
+        a second call.
         """
         asks, numbers = self._distinct(
             requests,

@@ -273,6 +273,23 @@ def test_no_moment_of_a_flight_lets_an_old_answer_through(url, raw, names, kind,
             leading.join()
 
 
+@PLACES
+def test_who_asks_after_it_does_not_wait_for_what_it_doomed(make_driver, elsewhere):
+    """A computation whose answer will be refused keeps nobody waiting; its lease is given to the next who asks."""
+    driver = make_driver()
+    other = make_driver() if elsewhere else driver
+    gate = Gate("old")
+    leading = driver.start("serve", "q", gate)
+    gate.wait()
+    other.invalidate("q")
+
+    assert other.get_or_compute("q", lambda: "new") == "new"  # the gate is still closed
+    gate.open()
+    assert leading.result(10).value == "old"
+    assert driver.lookup("q").value == other.lookup("q").value == "new"
+    assert driver.stats().fenced_off == 1
+
+
 # --- what Redis forgets -----------------------------------------------------------------------------------------
 
 

@@ -175,6 +175,68 @@ def test_those_who_wait_for_one_of_many_share_the_error(make_driver, elsewhere):
         single.result(10)
 
 
+def test_what_failed_of_a_batch_leaves_the_rest(make_driver):
+    """An exception in the place of a value: the others are stored, then it is raised as it is."""
+    driver, other = make_driver(), make_driver()
+    error = ValueError("too long")
+
+    def some(missing):
+        return [error if request == "b" else f"v {request}" for request in missing]
+
+    with pytest.raises(ValueError, match="too long") as caught:
+        driver.get_or_compute_many(["a", "b", "c"], some)
+
+    assert caught.value is error
+    assert [found and found.value for found in other.get_many(["a", "b", "c"])] == ["v a", None, "v c"]
+    batch = Batch()
+    assert other.get_or_compute_many(["a", "b", "c"], batch) == ["v a", "v b", "v c"]
+    assert batch.calls == [["b"]]
+    assert (driver.stats().computed, driver.stats().stored) == (2, 2)
+
+
+def test_several_failures_of_a_batch_raise_the_first_and_say_so(driver):
+    """What the caller catches of its function it catches here."""
+    with pytest.raises(ValueError, match="b") as caught:
+        driver.get_or_compute_many(
+            "abc", lambda missing: ["v a", *(ValueError(name) for name in missing[1:])]
+        )
+
+    assert caught.value.__notes__ == ["2 requests of the batch failed; this is the first failure"]
+
+
+def test_an_old_answer_stands_in_for_what_failed_alone(make_driver, raw):
+    """stale_if_error holds for each request of a batch."""
+    driver = make_driver(policy=Policy(ttl="1h", stale_if_error="1d"))
+    driver.store("b", "old b")
+    age(raw, driver.explain("b").key, 4000)
+
+    def some(missing):
+        return [ValueError("down") if request == "b" else f"v {request}" for request in missing]
+
+    assert driver.get_or_compute_many(["a", "b"], some) == ["v a", "old b"]
+    assert driver.stats().stale_if_error == 1
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "elsewhere"])
+def test_what_fails_in_the_hands_of_others_is_asked_here(make_driver, elsewhere):
+    """A batch that joins a computation which fails has its own function called for that one."""
+    driver = make_driver()
+    other = make_driver() if elsewhere else driver
+    gate = Gate(error=RuntimeError("of the other caller"))
+    single = driver.start("get_or_compute", "b", gate)
+    gate.wait()
+    batch = Batch()
+    many = other.start("get_or_compute_many", ["a", "b", "c"], batch)
+    until(lambda: batch.calls == [["a", "c"]])
+    waits(other)
+    gate.open()
+
+    assert many.result(10) == ["v a", "v b", "v c"]
+    assert batch.calls == [["a", "c"], ["b"]]
+    with pytest.raises(RuntimeError):
+        single.result(10)
+
+
 def waits(driver):
     """Return once a caller of *driver* waits, for a flight of its process or for a message."""
     namespace = driver.cache._namespace

@@ -331,6 +331,7 @@ class Scripts(RuleBasedStateMachine):
         member = b"%d:%b" % (generation, digest)
         entry, held = model.entries.get(member), model.leases.get(digest)
         stored = entry.fence if entry and entry.fence is not None else 0
+        invalidated = stored if entry and entry.is_grave else 0
         seen_fence = {"nothing": b"", "what is there": stored.to_bytes(8, "big"), "something else": bytes(8)}[
             seen
         ]
@@ -356,10 +357,15 @@ class Scripts(RuleBasedStateMachine):
             assert (answer.code, answer.entry) == (FOUND, self.raw.get(self.key(member)))
         elif held and held.generation == generation and not held.failed and held.text == token:
             assert (answer.code, answer.fence) == (GRANTED, held.fence)  # asked again after a lost reply
-        elif held and held.generation == generation and not held.failed:
+        elif held and held.generation == generation and not held.failed and held.fence > invalidated:
             assert (answer.code, answer.fence, answer.token) == (HELD, held.fence, held.text)
             assert 0 < answer.left_ms <= LEASE_MS
-        elif held and held.generation == generation and waited_for in (b"*", b"%d" % held.fence):
+        elif (
+            held
+            and held.generation == generation
+            and held.failed
+            and waited_for in (b"*", b"%d" % held.fence)
+        ):
             assert (answer.code, answer.text) == (FAILED, held.text.decode())
         else:
             assert answer.code == GRANTED

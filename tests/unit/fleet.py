@@ -75,6 +75,8 @@ class Server:
         self.leases: dict[bytes, tuple[bytes, int]] = {}
         self.tags: dict[bytes, int] = {}
         self.counters: dict[bytes, int] = {}
+        #: The greatest fence of a grave, by member.
+        self.graves: dict[bytes, int] = {}
         #: When each lease ended other than by its time.
         self.ended: dict[int, float] = {}
 
@@ -140,10 +142,12 @@ class Server:
         if word.partition(b":")[0] != generation:
             return Leased(5, now, word)
         entry = self._get(self.entries, keys[1].removeprefix(NAMES.e))
-        stored = 0
+        stored = invalidated = 0
         if entry is not None and len(entry) >= 48 and entry[:3] == b"AO\1":
             stored = int.from_bytes(entry[8:16], "big")
-            if entry[3] < 128 and entry[8:16] != given["seen"]:
+            if entry[3] >= 128:
+                invalidated = stored
+            elif entry[8:16] != given["seen"]:
                 return Leased(1, now, word, entry=entry)
         digest = keys[2].removeprefix(NAMES.k)
         held = self._get(self.leases, digest)
@@ -153,10 +157,10 @@ class Server:
                 if not failed and rest == given["token"]:
                     self.leases[digest] = held, now + given["lease_ms"]
                     return Leased(2, now, word, fence=int(fence))
-                if not failed:
+                if not failed and int(fence) > invalidated:
                     left = self.leases[digest][1] - now
                     return Leased(3, now, word, fence=int(fence), left_ms=left, token=rest)
-                if given["waited"] in (fence, b"*"):
+                if failed and given["waited"] in (fence, b"*"):
                     return Leased(4, now, word, text=rest.decode())
         self.fence = max(self.fence + 1, stored + 1, now * 1000)
         holder = b"%b:%d:%b" % (generation, self.fence, given["token"])
@@ -231,6 +235,7 @@ class Server:
                 self.fence = max(self.fence + 1, self.now() * 1000)
                 grave = HEADER.pack(MAGIC, FORMAT, 128, 0, self.fence, self.now(), 0, 0, 0)
                 self.entries[member] = grave, self.now() + given["grave_ms"]
+                self.graves[member] = self.fence
         return removed
 
     def do_bump(self, keys: Any, given: Any, args: Any) -> bytes:
@@ -354,7 +359,8 @@ class World:
         self.server = Server(lambda: self.now, self._published)
         self.processes = [Process() for _ in range(weather.processes)]
         self.tasks: list[Task] = []
-        self.computing: dict[tuple[bytes, int], Task] = {}
+        #: The fences under which is computed.
+        self.computing: dict[tuple[bytes, int], set[int]] = {}
         self.computations: list[int] = []
         self.invalidations: list[Invalidation] = []
         self.last_answer = 0.0
@@ -452,14 +458,14 @@ class World:
         began, turn = self.now, next(self._numbers)
         leases = (held.grant.renewal(held.wanted),) if held.grant else ()
         if held.grant:
-            self._enter(DIGESTS[key], held.grant.word.generation)
+            self._enter(DIGESTS[key], held.grant.word.generation, held.grant.fence)
             self._renew(leases, lambda: not done)
         done: list[bool] = []
 
         def end() -> None:
             done.append(True)
             if held.grant:
-                self._leave(DIGESTS[key], held.grant.word.generation)
+                self._leave(DIGESTS[key], held.grant.word.generation, held.grant.fence)
             if self.rng.random() < self.weather.boom:
                 error = self.rng.choice([Boom("no"), None])
                 program: Any = programs.abandon(process.state, held, error)
@@ -641,9 +647,12 @@ class World:
         turn, began = task.turn, self.now
         keys = [task.keys[index] for index in effect.indices]
         self.computations += keys
-        held = {lease.key.removeprefix(NAMES.k): int(lease.holder.split(b":")[0]) for lease in effect.leases}
-        for digest, generation in held.items():
-            self._enter(digest, generation)
+        held = {
+            lease.key.removeprefix(NAMES.k): tuple(map(int, lease.holder.split(b":")[:2]))
+            for lease in effect.leases
+        }
+        for digest, (generation, fence) in held.items():
+            self._enter(digest, generation, fence)
         for key in keys:
             unleased = DIGESTS[key] not in held
             assert not unleased or not self.calm or task.kind == "unread", (
@@ -657,8 +666,8 @@ class World:
         resume = task.program
 
         def left() -> None:
-            for digest, generation in held.items():
-                self._leave(digest, generation)
+            for digest, (generation, fence) in held.items():
+                self._leave(digest, generation, fence)
 
         task.program = _Watched(resume, left)
 
@@ -684,14 +693,16 @@ class World:
             or self.weather.lost_reply
         )
 
-    def _enter(self, digest: bytes, generation: int) -> None:
-        assert (digest, generation) not in self.computing or not self.leases_hold, (
+    def _enter(self, digest: bytes, generation: int, fence: int) -> None:
+        fences = self.computing.setdefault((digest, generation), set())
+        invalidated = self.server.graves.get(b"%d:%b" % (generation, digest), 0)
+        assert all(one < invalidated for one in fences) or not self.leases_hold, (
             "two compute under live leases"
         )
-        self.computing[digest, generation] = None  # type: ignore[assignment]
+        fences.add(fence)
 
-    def _leave(self, digest: bytes, generation: int) -> None:
-        self.computing.pop((digest, generation), None)
+    def _leave(self, digest: bytes, generation: int, fence: int) -> None:
+        self.computing[digest, generation].discard(fence)
 
     def _renew(self, leases: tuple[Any, ...], running: Callable[[], bool]) -> None:
         if not self.weather.renews:

@@ -7,7 +7,7 @@ from typing import Any
 
 from .._effects import Computed, Encoded, Program, compute_many, fetch, invoke_many
 from .._flights import Flight, Landed
-from ..errors import BackendUnavailable, NotCached
+from ..errors import BackendUnavailable, LeaderFailed, NotCached
 from ..policy import Freshness
 from ..scripts import FOUND, GRANTED, LEASE, MOVED, REPLACED, STORE, STORED, Leased, Stored
 from ..served import AnyServed, Served, Source
@@ -70,12 +70,12 @@ def get_or_compute_many(state: State, asks: Sequence[Ask]) -> Program[list[AnySe
     Serve all requests (distinct, in order), computing each missing one at most once among all callers.
 
     The caller's function is called once with what nobody else is computing; the rest is joined after that, so that
-    two callers with crossing requests never wait for each other.
+    two callers with crossing requests never wait for each other.  What fails in the hands of others is then asked of
+    this caller's function.  An exception among the values is the failure of that request alone, raised at the end.
     """
     founds, reachable = yield from _find_many(state, asks)
     served: dict[bytes, AnyServed] = {}
-    mine: dict[bytes, tuple[Ask, Flight]] = {}
-    later: list[Ask] = []
+    missing: list[Ask] = []
     for wanted in asks:
         found = founds.get(wanted.digest)
         if (outcome := serve(state, found)) is not None:
@@ -86,40 +86,79 @@ def get_or_compute_many(state: State, asks: Sequence[Ask]) -> Program[list[AnySe
             continue
         if wanted.only_if_cached:
             raise NotCached(f"only_if_cached: nothing servable is stored for request {wanted.index}")
-        later.append(wanted)
+        missing.append(wanted)
+    failures: dict[bytes, Exception] = {}
     try:
-        for wanted in later:
+        theirs = yield from _round(state, missing, founds, served, failures, reachable)
+        again = [wanted for wanted in missing if wanted.digest in theirs]
+        if again:
+            failures.update((yield from _round(state, again, founds, served, failures, reachable)))
+    except Exception as error:  # noqa: BLE001  raised below, unless what is stored stands in
+        for wanted in missing:
+            failures.setdefault(wanted.digest, error)
+    _stand_in(state, missing, founds, served)
+    _raise([failures[wanted.digest] for wanted in missing if wanted.digest not in served])
+    return [served[wanted.digest] for wanted in asks]
+
+
+def _round(
+    state: State,
+    asks: Sequence[Ask],
+    founds: dict[bytes, Found],
+    served: dict[bytes, AnyServed],
+    failures: dict[bytes, Exception],
+    reachable: bool,
+) -> Program[dict[bytes, Exception]]:
+    """Compute what nobody else does, join the rest; return what failed in the hands of others."""
+    mine: dict[bytes, tuple[Ask, Flight]] = {}
+    theirs: dict[bytes, Exception] = {}
+    try:
+        for wanted in asks:
             found = founds.get(wanted.digest)
             least = found.least_fence if found else 0
             flight, leads = state.flights.board(wanted.flight_key, wanted.home, least)
             if leads:
                 mine[wanted.digest] = wanted, flight
-        yield from _compute_mine(state, mine, founds, served, reachable)
+        yield from _compute_mine(state, mine, founds, served, failures, reachable)
         for digest in list(mine):  # held elsewhere
             wanted, flight = mine.pop(digest)
-            served[digest] = yield from lead(state, wanted, flight, founds.get(digest), reachable)
-        for wanted in later:  # led by others here: only now, when nobody can be waiting for this call
-            if wanted.digest not in served:
-                served[wanted.digest] = yield from share(state, wanted, founds.get(wanted.digest), reachable)
+            try:
+                served[digest] = yield from lead(state, wanted, flight, founds.get(digest), reachable)
+            except LeaderFailed as error:
+                theirs[digest] = error
+        for wanted in asks:  # led by others here: only now, when nobody can be waiting for this call
+            digest = wanted.digest
+            if digest in served or digest in failures or digest in theirs:
+                continue
+            try:
+                served[digest] = yield from share(state, wanted, founds.get(digest), reachable)
+            except Exception as error:  # noqa: BLE001  the leader's
+                theirs[digest] = error
     except BaseException as error:
         for _, flight in mine.values():
             state.flights.land(flight, error=error if isinstance(error, Exception) else None)
-        if not isinstance(error, Exception) or not _stand_in(state, later, founds, served):
-            raise
-    return [served[wanted.digest] for wanted in asks]
+        raise
+    return theirs
 
 
 def _stand_in(
-    state: State, later: list[Ask], founds: dict[bytes, Found], served: dict[bytes, AnyServed]
-) -> bool:
-    """Serve what is past its freshness for all that is missing, if every one of them may be (RFC 5861, 4)."""
-    missing = [wanted.digest for wanted in later if wanted.digest not in served]
-    usable = {digest: founds[digest] for digest in missing if digest in founds}
-    if any(digest not in usable or usable[digest].freshness is not Freshness.EXPIRED for digest in missing):
-        return False
-    state.counters.add("stale_if_error", len(missing))
-    served.update({digest: found.served(Source.STALE_IF_ERROR) for digest, found in usable.items()})
-    return True
+    state: State, missing: list[Ask], founds: dict[bytes, Found], served: dict[bytes, AnyServed]
+) -> None:
+    """Serve what is past its freshness for what failed, where it may be (RFC 5861, 4)."""
+    for wanted in missing:
+        found = founds.get(wanted.digest)
+        if wanted.digest not in served and found is not None and found.freshness is Freshness.EXPIRED:
+            state.counters.add("stale_if_error")
+            served[wanted.digest] = found.served(Source.STALE_IF_ERROR)
+
+
+def _raise(failures: list[Exception]) -> None:
+    """Raise the first failure as it is; the caller catches what it would catch from its function."""
+    if not failures:
+        return
+    if len({id(error) for error in failures}) > 1:
+        failures[0].add_note(f"{len(failures)} requests of the batch failed; this is the first failure")
+    raise failures[0]
 
 
 def _compute_mine(
@@ -127,9 +166,10 @@ def _compute_mine(
     mine: dict[bytes, tuple[Ask, Flight]],
     founds: dict[bytes, Found],
     served: dict[bytes, AnyServed],
+    failures: dict[bytes, Exception],
     reachable: bool,
 ) -> Program[None]:
-    """Compute what this call leads and holds the leases of; what it serves leaves *mine*."""
+    """Compute what this call leads and holds the leases of; what it serves, or fails at, leaves *mine*."""
     grants: dict[bytes, Grant] = {}
     refused: set[bytes] = set()
     asked: list[Ask] = []
@@ -161,9 +201,18 @@ def _compute_mine(
         for wanted in turn:
             yield from release(state, wanted, grants.get(wanted.digest), text)
         raise
-    state.counters.add("computed", len(turn))
-    landed = yield from _keep_many(state, turn, computed, grants)
+    answers: list[tuple[Ask, Computed]] = []
     for wanted, answer in zip(turn, computed, strict=True):
+        if not isinstance(answer.value, Exception):
+            answers.append((wanted, answer))
+            continue
+        failures[wanted.digest] = answer.value
+        _, flight = mine.pop(wanted.digest)
+        state.flights.land(flight, error=answer.value)
+        yield from release(state, wanted, grants.get(wanted.digest), error_type(answer.value))
+    state.counters.add("computed", len(answers))
+    landed = yield from _keep_many(state, answers, grants)
+    for wanted, answer in answers:
         source = Source.COMPUTED if wanted.digest in grants else Source.BYPASSED
         if source is Source.BYPASSED:
             state.counters.add_reason("bypassed", "backend")
@@ -235,11 +284,11 @@ def _lease_many(
 
 
 def _keep_many(
-    state: State, turn: Sequence[Ask], computed: Sequence[Computed], grants: dict[bytes, Grant]
+    state: State, answers: Sequence[tuple[Ask, Computed]], grants: dict[bytes, Grant]
 ) -> Program[dict[bytes, Landed]]:
     ready: dict[bytes, Encoded] = {}
     landed: dict[bytes, Landed] = {}
-    for wanted, answer in zip(turn, computed, strict=True):
+    for wanted, answer in answers:
         encoded = yield from admitted(state, answer.value, answer.cost_ms)
         landed[wanted.digest] = landing(
             wanted, answer.value, encoded, grants.get(wanted.digest), stored=False
@@ -248,7 +297,7 @@ def _keep_many(
             ready[wanted.digest] = encoded
         else:
             yield from release(state, wanted, grants.get(wanted.digest), "")
-    storable = [wanted for wanted in turn if wanted.digest in ready]
+    storable = [wanted for wanted, _ in answers if wanted.digest in ready]
     for part, group in by_partition(storable):
         for chunk in chunks(group):
             to_store = [(wanted, ready[wanted.digest], grants[wanted.digest]) for wanted in chunk]

@@ -138,12 +138,12 @@ def _outdated(wanted: Ask, found: Found | None, leased: Leased) -> bool:
 
 def follow(
     state: State, wanted: Ask, elsewhere: Elsewhere, count: int
-) -> Program[Chunks | Held | Elsewhere | None]:
+) -> Program[Chunks | Held | Flight | Elsewhere | None]:
     """
     Return the chunks after the first *count* of a stream that is led elsewhere.
 
-    Or, once its leader is gone: what this caller holds to lead itself, who leads now, or None: neither.  Raises
-    LeaderFailed if the leader's producer failed.
+    Or, once its leader is gone: what this caller holds to lead itself, who leads now, here or elsewhere, or None:
+    nobody.  Raises LeaderFailed if the leader's producer failed.
     """
     try:
         return (yield from _follow(state, wanted, elsewhere, count))
@@ -154,7 +154,7 @@ def follow(
 
 def _follow(
     state: State, wanted: Ask, elsewhere: Elsewhere, count: int
-) -> Program[Chunks | Held | Elsewhere | None]:
+) -> Program[Chunks | Held | Flight | Elsewhere | None]:
     part, left = wanted.partition, wanted.policy.max_wait_s
     running = part.names.r + b"%b:%d" % (wanted.digest, elsewhere.fence)
     lease = part.names.k + wanted.digest
@@ -186,7 +186,7 @@ def _fence_of(holder: bytes | None) -> int:
 
 def _after(
     state: State, wanted: Ask, outcome: Grant | Found | Leased | None
-) -> Program[Chunks | Held | Elsewhere | None]:
+) -> Program[Chunks | Held | Flight | Elsewhere | None]:
     if isinstance(outcome, Leased):
         return Elsewhere(outcome.fence)
     if isinstance(outcome, Found):
@@ -194,9 +194,9 @@ def _after(
     if outcome is None:
         return None
     flight, leads = state.flights.board(wanted.flight_key, wanted.home)
-    if not leads:
+    if not leads:  # another caller of this process is about to ask for the lease: it gets this one
         yield from release(state, wanted, outcome, None)
-        return None
+        return flight
     flight.fence = outcome.fence
     return Held(wanted, flight, outcome)
 

@@ -17,6 +17,9 @@
 --         who waited: nobody who asks later is answered with an old error. "*" for a refresh behind a caller, which
 --         any failure keeps away while its tombstone stands.
 --
+-- A lease whose fence is below a grave's is given to the next who asks: what it computes was invalidated, and its
+-- store will be refused.
+--
 -- Invariants: at most one unexpired lease per digest and generation. Fences rise, even if f is lost: a fence
 -- exceeds the last one, the fence of the entry and the clock in microseconds. The call may be repeated after a
 -- lost reply: the same token is granted the same lease.
@@ -35,12 +38,14 @@ if string.match(word, "^(%d+):%d+$") ~= generation then
 end
 
 local entry = redis.pcall("GET", e) -- another type, written by a stranger, counts as nothing
-local stored = 0
+local stored, invalidated = 0, 0
 if type(entry) == "string" and #entry >= 48 and string.sub(entry, 1, 3) == "AO\1" then
   stored = struct.unpack(">I8", entry, 9)
   if stored >= EXACT then
     stored = 0
-  elseif string.byte(entry, 4) < 128 and string.sub(entry, 9, 16) ~= seen then
+  elseif string.byte(entry, 4) >= 128 then
+    invalidated = stored
+  elseif string.sub(entry, 9, 16) ~= seen then
     return {1, now, word, entry}
   end
 end
@@ -52,9 +57,9 @@ if type(held) == "string" then
     if failed == "" and rest == token then
       redis.call("PEXPIRE", k, lease_ms)
       return {2, now, word, tonumber(fence)}
-    elseif failed == "" then
+    elseif failed == "" and tonumber(fence) > invalidated then
       return {3, now, word, tonumber(fence), redis.call("PTTL", k), rest}
-    elseif fence == waited or waited == "*" then
+    elseif failed == "!" and (fence == waited or waited == "*") then
       return {4, now, word, rest}
     end
   end

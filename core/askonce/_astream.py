@@ -143,23 +143,36 @@ class _Elsewhere:
 
     async def chunks(self) -> AsyncIterator[Any]:
         """Yield what the leader publishes."""
-        count = 0
+        namespace, wanted, count = self._driver._namespace, self._wanted, 0
+        relay = namespace.state.relays.of(wanted.digest, self._elsewhere.fence)
         while True:
-            program = programs.follow(self._driver._namespace.state, self._wanted, self._elsewhere, count)
-            outcome = await self._driver._run(program, self._call)
-            if not isinstance(outcome, programs.Chunks):
-                self.next = outcome or programs.Held(self._wanted, None, None)
-                return
-            if outcome.stored:
-                for chunk in self._passed.conclude(outcome.chunks):
-                    yield chunk
-                return
-            for published in outcome.chunks:
+            for recorded in relay.chunks[count:]:
                 count += 1
-                for chunk in self._passed.take(published):
+                for chunk in self._passed.take(recorded):
                     yield chunk
-            if outcome.last:
+            if relay.ended and count == len(relay.chunks):
+                break
+            turn = relay.turn(count)
+            if turn is None:
+                try:
+                    outcome = await self._driver._run(
+                        programs.pull(namespace.state, wanted, self._elsewhere, relay), self._call
+                    )
+                finally:
+                    relay.give()
+                if outcome is not None:
+                    self.next = outcome
+                    return
+            elif await within(turn, wanted.policy.max_wait_s, TIMED_OUT) is TIMED_OUT:
+                namespace.state.counters.add_reason("bypassed", "max_wait")
+                self.next = programs.Held(wanted, None, None)
                 return
+        if relay.error is not None:
+            raise relay.error
+        if relay.stored is not None:
+            for chunk in self._passed.conclude(relay.stored):
+                yield chunk
+        self.next = None if relay.complete else _AGAIN
 
 
 class _Leading:

@@ -109,19 +109,32 @@ def _follow_elsewhere(
     driver: Driver, wanted: programs.Ask, elsewhere: programs.Elsewhere, call: Call, passed: Passed
 ) -> Generator[Any, None, Any]:
     """Yield what the leader elsewhere publishes; return None at the end, or what to go on with."""
-    count = 0
+    relay, count = driver._namespace.state.relays.of(wanted.digest, elsewhere.fence), 0
     while True:
-        outcome = driver._run(programs.follow(driver._namespace.state, wanted, elsewhere, count), call)
-        if not isinstance(outcome, programs.Chunks):
-            return outcome or programs.Held(wanted, None, None)
-        if outcome.stored:
-            yield from passed.conclude(outcome.chunks)
-            return None
-        for chunk in outcome.chunks:
+        for chunk in relay.chunks[count:]:
             count += 1
             yield from passed.take(chunk)
-        if outcome.last:
-            return None
+        if relay.ended and count == len(relay.chunks):
+            break
+        turn = relay.turn(count)
+        if turn is None:
+            try:
+                outcome = driver._run(programs.pull(driver._namespace.state, wanted, elsewhere, relay), call)
+            finally:
+                relay.give()
+            if outcome is not None:
+                return outcome
+        else:
+            try:
+                turn.result(wanted.policy.max_wait_s)
+            except FutureTimeoutError:
+                driver._namespace.state.counters.add_reason("bypassed", "max_wait")
+                return programs.Held(wanted, None, None)
+    if relay.error is not None:
+        raise relay.error
+    if relay.stored is not None:
+        yield from passed.conclude(relay.stored)
+    return None if relay.complete else _AGAIN
 
 
 def _lead(

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from threading import RLock
+from weakref import WeakValueDictionary
 
 
 class Tape:
     """The chunks of one running stream, in order, and how it ended."""
 
-    __slots__ = ("_lock", "_waiting", "chunks", "complete", "ended", "error", "size")
+    __slots__ = ("__weakref__", "_lock", "_waiting", "chunks", "complete", "ended", "error", "size")
 
     def __init__(self) -> None:
         self._lock = RLock()  # re-entrant: the garbage collector may end an abandoned stream at any time
@@ -57,3 +58,57 @@ class Tape:
         for one in waiting:
             if not one.done():
                 one.set_result(None)
+
+
+class Relay(Tape):
+    """
+    A stream that is led elsewhere, as far as this process has read it; those who follow it here read in turns.
+
+    Who needs more than there is, while nobody is reading, reads for all: there is one reader a process, and none that
+    the others depend on for longer than one read.
+    """
+
+    __slots__ = ("_reading", "stored")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._reading = False
+        #: The whole stream, if it was stored before all of it was read chunk by chunk.
+        self.stored: list[bytes] | None = None
+
+    def turn(self, count: int) -> Future[None] | None:
+        """Return None if the caller is to read now, and then to call ``give``; else what is done when to look again."""
+        waiting: Future[None] = Future()
+        with self._lock:
+            if len(self.chunks) <= count and not self.ended:
+                if not self._reading:
+                    self._reading = True
+                    return None
+                self._waiting.append(waiting)
+                return waiting
+        waiting.set_result(None)
+        return waiting
+
+    def give(self) -> None:
+        """Let another one read."""
+        with self._lock:
+            self._reading = False
+        self._wake()
+
+
+class Relays:
+    """The relays of this process, by digest and fence; each lives as long as somebody follows it."""
+
+    __slots__ = ("_lock", "_relays")
+
+    def __init__(self) -> None:
+        self._lock = RLock()
+        self._relays: WeakValueDictionary[tuple[bytes, int], Relay] = WeakValueDictionary()
+
+    def of(self, digest: bytes, fence: int) -> Relay:
+        """Return the relay of a stream."""
+        with self._lock:
+            relay = self._relays.get((digest, fence))
+            if relay is None:
+                relay = self._relays[digest, fence] = Relay()
+            return relay

@@ -7,7 +7,9 @@ import pytest
 from askonce import BackendUnavailable, LeaderFailed, NotCached, Policy, Source
 from askonce._effects import TIMED_OUT, Ask, Decode, Fetch, Join, Listen, Sleep
 from askonce._flights import Flight, Landed
-from askonce._programs import END_MARK, Chunks, Elsewhere, Held, abandon, end, follow, rest, tune_in
+from askonce._programs import END_MARK, Elsewhere, Held, abandon, end, pull, rest, tune_in
+from askonce._programs.stream import Chunks, follow
+from askonce._tapes import Relay
 from askonce.entry import Corrupt, decode_stream, encode_chunk, encode_stream
 from askonce.scripts import CONTROL, FENCED_OFF, LEASE, PUBLISH, RELEASE, STORE
 from askonce.served import Served
@@ -662,3 +664,75 @@ def served_after(state, leading):
     flags, payload = encode_stream(CHUNKS, 30)
     data = entry("x")
     return tuned(state, (Fetch, fetched(data[:3] + bytes([flags]) + data[4:48] + payload)), (Decode, decoded))
+
+
+# --- one reader a process -----------------------------------------------------------------------------------------
+
+
+def pulling(state, relay, *lines):
+    """Return what ``pull`` answers."""
+    return play(pull(state, make_ask(state), Elsewhere(40), relay), *lines)
+
+
+def test_what_one_reads_all_have(state):
+    """Chunks go to the relay, those after the ones that it holds; the caller looks at it again."""
+    relay = Relay()
+    relay.append(b"sa")
+    assert pulling(state, relay, (Listen, Registered()), looks(state, [b"sb", b"sc"], count=1)) is None
+    assert relay.chunks == [b"sa", b"sb", b"sc"]
+    assert not relay.ended
+
+
+def test_the_end_of_a_relay(state):
+    """After the mark of the end there is nothing more to read."""
+    relay = Relay()
+    assert pulling(state, relay, (Listen, Registered()), looks(state, [b"sb", END_MARK])) is None
+    assert (relay.chunks, relay.ended, relay.complete) == ([b"sb"], True, True)
+
+
+def test_a_stored_stream_ends_the_relay(state):
+    """The leader landed before all was read: everybody goes on with the entry."""
+    relay = Relay()
+    data = entry("abc")
+    assert (
+        pulling(
+            state,
+            relay,
+            (Listen, Registered()),
+            looks(state, holder=None),
+            (LEASE, found(data)),
+            (Decode, [b"sabc"]),
+        )
+        is None
+    )
+    assert (relay.stored, relay.complete) == ([b"sabc"], True)
+
+
+def test_who_is_granted_the_lease_leads_and_the_others_look_again(state):
+    """A leader that is gone ends the relay without completing it."""
+    relay = Relay()
+    outcome = pulling(state, relay, (Listen, Registered()), looks(state, holder=None), (LEASE, granted()))
+    assert isinstance(outcome, Held)
+    assert (relay.ended, relay.complete, relay.error) == (True, False, None)
+
+
+def test_a_failure_is_that_of_all_who_follow(state):
+    """LeaderFailed is raised by each."""
+    relay = Relay()
+    with pytest.raises(LeaderFailed):
+        pulling(
+            state,
+            relay,
+            (Listen, Registered()),
+            looks(state, holder=b"!7:40:ValueError"),
+            (LEASE, failed("ValueError")),
+        )
+    assert isinstance(relay.error, LeaderFailed)
+
+
+def test_who_is_cancelled_while_reading_ends_nothing(state):
+    """Another one reads on."""
+    relay = Relay()
+    with pytest.raises(Cancelled):
+        pulling(state, relay, (Listen, Cancelled()))
+    assert not relay.ended

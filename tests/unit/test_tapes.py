@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from askonce._loops import within
-from askonce._tapes import Tape
+from askonce._tapes import Relay, Relays, Tape
 
 
 def ends(tape):
@@ -156,3 +156,40 @@ def test_an_ended_tape_is_read_to_its_last_chunk(count):
 
     assert tape.more(count).done()
     assert tape.chunks[count:] == [b"a"][count:]
+
+
+# --- relays -------------------------------------------------------------------------------------------------------
+
+
+def test_one_reads_and_the_others_wait_for_it():
+    """Who comes while somebody reads is woken by a chunk, and by the end of that turn."""
+    relay = Relay()
+    assert relay.turn(0) is None
+    waiting, other = relay.turn(0), relay.turn(0)
+    assert not waiting.done()
+    relay.append(b"a")
+    assert waiting.done()
+    assert other.done()
+    assert relay.turn(0).done()
+    late = relay.turn(1)
+    relay.give()
+    assert late.done()
+    assert relay.turn(1) is None
+
+
+def test_nobody_reads_on_what_has_ended():
+    """There is nothing to wait for."""
+    relay = Relay()
+    relay.end(complete=True)
+    assert relay.turn(0).done()
+
+
+def test_a_relay_lives_as_long_as_somebody_follows_it():
+    """The same for all who follow one stream; nothing is kept of it after."""
+    relays = Relays()
+    one = relays.of(b"d", 1)
+    assert relays.of(b"d", 1) is one
+    assert relays.of(b"d", 2) is not one
+    one.append(b"a")
+    del one
+    assert relays.of(b"d", 1).chunks == []

@@ -17,14 +17,13 @@ from .compute import get_or_compute
 from .find import lookup
 from .many import get_many, get_or_compute_many, store_many
 from .state import Ask, Partition, State
-from .stream import Chunks, Elsewhere, end, fallback, follow, rest, tune_in
+from .stream import Elsewhere, end, fallback, pull, rest, tune_in
 from .write import store
 
 __all__ = [
     "END_MARK",
     "NOTHING_UNSENT",
     "Ask",
-    "Chunks",
     "Elsewhere",
     "Held",
     "Partition",
@@ -39,7 +38,6 @@ __all__ = [
     "fallback",
     "finish",
     "flush",
-    "follow",
     "get_many",
     "get_or_compute",
     "get_or_compute_many",
@@ -47,6 +45,7 @@ __all__ = [
     "invalidate_tag",
     "lookup",
     "publish_call",
+    "pull",
     "rest",
     "store",
     "store_many",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 from .._flights import Flights, Key
+from .._tapes import Relays
 from ..keys import Names
 from ..policy import Policy
 from ..stats import Counters
@@ -99,6 +100,8 @@ class State:
     max_entries: int  # of one partition
     max_units: int  # of one partition
     strict: bool = False
+    #: Streams led elsewhere that are followed here.
+    relays: Relays = field(default_factory=Relays)
     #: Refreshes that failed in a row, by digest: each doubles the pause before the next.
     refresh_failures: dict[bytes, int] = field(default_factory=dict)
 

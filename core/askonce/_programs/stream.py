@@ -12,6 +12,7 @@ from typing import Final
 
 from .._effects import Program, TimedOut, ask, decode, join, listen, sleep
 from .._flights import Flight
+from .._tapes import Relay
 from ..entry import Corrupt
 from ..errors import BackendUnavailable, NotCached
 from ..policy import Freshness
@@ -134,6 +135,32 @@ def _outdated(wanted: Ask, found: Found | None, leased: Leased) -> bool:
     word = wanted.partition.word
     # By any tag: its leader may have named more than this caller does.
     return word is not None and leased.sequence < word.sequence
+
+
+def pull(
+    state: State, wanted: Ask, elsewhere: Elsewhere, relay: Relay
+) -> Program[Held | Flight | Elsewhere | None]:
+    """
+    Read on for all who follow *relay*.
+
+    Return None once there is more of it, or it has ended, else what this caller goes on with: the others look again.
+    """
+    try:
+        outcome = yield from follow(state, wanted, elsewhere, len(relay.chunks))
+    except Exception as error:
+        relay.end(error=error)
+        raise
+    if not isinstance(outcome, Chunks):
+        relay.end()
+        return outcome or Held(wanted, None, None)
+    if outcome.stored:
+        relay.stored = outcome.chunks
+    else:
+        for chunk in outcome.chunks:
+            relay.append(chunk)
+    if outcome.last:
+        relay.end(complete=True)
+    return None
 
 
 def follow(

@@ -115,7 +115,8 @@ class _Here:
         if tape.error is not None:
             raise tape.error
         if not tape.complete:
-            self.next = _AGAIN
+            elsewhere = self._flight.elsewhere
+            self.next = programs.Elsewhere(elsewhere) if elsewhere else _AGAIN
             return
         if not count:
             landed = await self._driver._run(programs.rest(self._wanted, self._flight), self._call)

@@ -31,13 +31,14 @@ class Landed(NamedTuple):
 class Flight:
     """One computation under way.  ``home`` is what must not block for it: the leader's event loop, if any."""
 
-    __slots__ = ("fence", "future", "home", "key", "tape")
+    __slots__ = ("elsewhere", "fence", "future", "home", "key", "tape")
 
     def __init__(self, key: Key, home: object) -> None:
         self.key = key
         self.home = home
         self.tape = Tape()  # of what the leader passes on while it computes, if it does
         self.fence = 0  # of the leader's lease, once it has one
+        self.elsewhere = 0  # the fence of the lease that its leader found in other hands: of a stream to be followed
         #: Landed; None if the leader gave up, so that a follower leads next; or the leader's error.
         self.future: Future[Landed | None] = Future()
 

@@ -95,7 +95,7 @@ def _follow_here(
     if tape.error is not None:
         raise tape.error
     if not tape.complete:
-        return _AGAIN
+        return programs.Elsewhere(flight.elsewhere) if flight.elsewhere else _AGAIN
     if count:
         return None
     landed = driver._run(programs.rest(wanted, flight), call)

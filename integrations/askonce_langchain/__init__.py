@@ -19,8 +19,8 @@ except ModuleNotFoundError as error:
         f"askonce_langchain needs {error.name}: pip install 'askonce[langchain]'", name=error.name
     ) from None
 
-from ._cache import AskonceCache
+from ._cache import AskonceCache, install, uninstall
 
-__all__ = ["AskonceCache"]
+__all__ = ["AskonceCache", "install", "uninstall"]
 
 del _langchain_core, _orjson

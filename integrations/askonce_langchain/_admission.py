@@ -14,6 +14,8 @@ from typing import Any, Final
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, Generation
 
+_LIMIT_REACHED: Final = "truncated"
+
 # What a provider's reason for ending an answer contains, in any case -> why such an answer is not kept.
 _REASONS: Final = (
     ("filter", "filtered"),
@@ -27,10 +29,10 @@ _REASONS: Final = (
     ("error", "failed"),
     ("malformed", "failed"),  # Google: MALFORMED_FUNCTION_CALL
     ("pause", "incomplete"),  # Anthropic: pause_turn
-    ("length", "truncated"),
-    ("max_tokens", "truncated"),
-    ("max_output_tokens", "truncated"),  # OpenAI Responses: incomplete_details
-    ("context_window", "truncated"),  # Anthropic: model_context_window_exceeded
+    ("context_window", "outgrown"),  # Anthropic: model_context_window_exceeded
+    ("length", _LIMIT_REACHED),
+    ("max_tokens", _LIMIT_REACHED),
+    ("max_output_tokens", _LIMIT_REACHED),  # OpenAI Responses: incomplete_details
 )
 _REPORTED_AS: Final = ("finish_reason", "stop_reason", "done_reason", "stopReason")
 # Thoughts alone answer nothing.
@@ -38,24 +40,33 @@ _THOUGHTS: Final = frozenset({"reasoning", "reasoning_content", "redacted_thinki
 _NO_ANSWER: Final = _THOUGHTS | {"parsed", "refusal"}
 
 
-def refusal(generations: Sequence[Generation]) -> str | None:
-    """Return why *generations* are not stored, in one word; None if they are."""
+def refusal(generations: Sequence[Generation], *, limited: bool = False) -> str | None:
+    """
+    Return why *generations* are not stored, in one word; None if they are.
+
+    *limited*: the caller has set a limit for the length, so that an answer cut off there is what was asked for.
+    """
     if not generations:
         return "empty"
-    return next((why for why in map(_refusal, generations) if why is not None), None)
+    reasons = (_refusal(generation, limited=limited) for generation in generations)
+    return next((why for why in reasons if why is not None), None)
 
 
-def _refusal(generation: Generation) -> str | None:
+def _refusal(generation: Generation, *, limited: bool) -> str | None:
     if not isinstance(generation, ChatGeneration):
-        return _ended_badly(generation.generation_info) or (None if generation.text.strip() else "empty")
-    message = generation.message
-    if isinstance(message, AIMessage) and message.invalid_tool_calls:
-        return "invalid_tool_calls"
-    if message.additional_kwargs.get("refusal") or any(map(_is_refusal, _blocks(message))):
-        return "refused"
-    if why := _ended_badly(generation.generation_info) or _ended_badly(message.response_metadata):
+        why = _ended_badly(generation.generation_info)
+        says_something = bool(generation.text.strip())
+    else:
+        message = generation.message
+        if isinstance(message, AIMessage) and message.invalid_tool_calls:
+            return "invalid_tool_calls"
+        if message.additional_kwargs.get("refusal") or any(map(_is_refusal, _blocks(message))):
+            return "refused"
+        why = _ended_badly(generation.generation_info) or _ended_badly(message.response_metadata)
+        says_something = _says_something(message)
+    if why is not None and not (limited and why == _LIMIT_REACHED):
         return why
-    return None if _says_something(message) else "empty"
+    return None if says_something else "empty"
 
 
 def _ended_badly(report: Mapping[str, Any] | None) -> str | None:

@@ -5,6 +5,9 @@ LangChain has no ``try`` around its cache: a ``lookup`` that raises fails the ca
 an answer that is paid already.  So neither raises, whatever Redis does.  What passes uncached is counted with its
 reason: requests in ``stats().bypassed``, answers in ``stats().rejected``.  A cache made with ``strict=True`` raises
 askonce's own errors, for tests and migrations; ``control(only_if_cached=True)`` makes a miss raise ``NotCached``.
+
+A lookup made by a call that the hooks see (``_hooks``) leads or waits: of all who ask the same at the same time one
+calls the model.  One made by anybody else just looks, for nothing would tell that its call has failed.
 """
 
 from __future__ import annotations
@@ -12,20 +15,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from langchain_core.caches import RETURN_VAL_TYPE, BaseCache
+from langchain_core.globals import get_llm_cache, set_llm_cache
 from langchain_core.outputs import Generation
 
-from askonce import AskonceError, Cache, NotCached, Served, Uncacheable
+from askonce import AskonceError, AsyncLease, Cache, Lease, NotCached, Source, Uncacheable
 from askonce.control import current
+from askonce.served import AnyServed
 
+from . import _hooks
 from ._admission import refusal
-from ._codec import GenerationsCodec, mark
+from ._calls import ModelCall, running
+from ._codec import GenerationsCodec, copied, mark
 from ._keys import request
-from ._shape import as_invoked
+from ._shape import as_invoked, as_text
 
-_CODEC = GenerationsCodec()
+_CODEC: Final = GenerationsCodec()
 _log = logging.getLogger("askonce.langchain")
 
 
@@ -34,7 +41,12 @@ class AskonceCache(BaseCache):
     Serve LangChain's model calls from Redis: ``set_llm_cache(AskonceCache("redis://localhost:6379"))``.
 
     With a URL, or none, the options are those of ``askonce.Cache``.  A ``Cache`` that is given is used as it is.
-    ``usage_on_hit="zero"`` reports no tokens for an answer that cost none.
+
+    ``hooks``: install the hooks (once per process) by which streams are cached too, one caller calls the model for
+    all who ask the same, and config metadata control the cache.  ``live_parameters``: put into the key what a model
+    says of itself at each call, instead of what LangChain wrote down of it at the first.
+    ``usage_on_hit="zero"`` reports no tokens for an answer that cost none.  ``replay="pieces"`` gives a stored
+    answer to ``stream`` in the pieces in which it came, not whole.
 
     An API key is not part of what LangChain tells a cache: tenants that must not share answers need namespaces.
     """
@@ -43,11 +55,14 @@ class AskonceCache(BaseCache):
         self,
         url_or_cache: str | Cache | None = None,
         *,
+        hooks: bool = True,
+        live_parameters: bool = True,
         usage_on_hit: Literal["keep", "zero"] = "keep",
+        replay: Literal["whole", "pieces"] = "whole",
         **options: Any,
     ) -> None:
-        if usage_on_hit not in {"keep", "zero"}:
-            raise ValueError(f"usage_on_hit={usage_on_hit!r} is not allowed: give 'keep' or 'zero'")
+        _check_word("usage_on_hit", usage_on_hit, "keep", "zero")
+        _check_word("replay", replay, "whole", "pieces")
         if isinstance(url_or_cache, Cache):
             if options:
                 given = ", ".join(f"{name}=" for name in options)
@@ -61,6 +76,11 @@ class AskonceCache(BaseCache):
                 f"a {kind} was given: give a URL, an askonce.Cache (it serves both colours), or nothing"
             )
         self._keep_usage = usage_on_hit == "keep"
+        self.live_parameters = live_parameters
+        self.hooks = hooks
+        self.replay = replay
+        if hooks:
+            _hooks.install(AskonceCache)
 
     @property
     def cache(self) -> Cache:
@@ -69,7 +89,11 @@ class AskonceCache(BaseCache):
 
     def lookup(self, prompt: str, llm_string: str) -> RETURN_VAL_TYPE | None:
         """Return the stored generations, new objects in a list that is never empty; None if there are none."""
-        with _Spared(self._cache.bypass, "uncacheable"):
+        call = self._call()
+        if call is not None:
+            with call.words():
+                return self._begin(call, prompt, llm_string)
+        with Spared(self._cache.bypass, "uncacheable"):
             served = self._cache.lookup(request(prompt, llm_string), codec=_CODEC)
             if served is not None:
                 return self._hit(served)
@@ -78,7 +102,11 @@ class AskonceCache(BaseCache):
 
     async def alookup(self, prompt: str, llm_string: str) -> RETURN_VAL_TYPE | None:
         """Return what ``lookup`` returns, without a thread."""
-        with _Spared(self._cache.bypass, "uncacheable"):
+        call = self._call()
+        if call is not None:
+            with call.words():
+                return await self._abegin(call, prompt, llm_string)
+        with Spared(self._cache.bypass, "uncacheable"):
             served = await self._cache.aio.lookup(request(prompt, llm_string), codec=_CODEC)
             if served is not None:
                 return self._hit(served)
@@ -87,38 +115,148 @@ class AskonceCache(BaseCache):
 
     def update(self, prompt: str, llm_string: str, return_val: RETURN_VAL_TYPE) -> None:
         """Store the generations, unless they are not worth keeping or would not come back as they are."""
-        with _Spared(self._cache.reject):
+        call = running.get()
+        if call is not None and call.cache is self:
+            self._finish(call, prompt, return_val)
+            return
+        with Spared(self._cache.reject):
             asked = request(prompt, llm_string)
             if (kept := self._kept(return_val, llm_string)) is not None:
                 self._cache.store(asked, kept, codec=_CODEC)
 
     async def aupdate(self, prompt: str, llm_string: str, return_val: RETURN_VAL_TYPE) -> None:
         """Do what ``update`` does, without a thread."""
-        with _Spared(self._cache.reject):
+        call = running.get()
+        if call is not None and call.cache is self:
+            await self._afinish(call, prompt, return_val)
+            return
+        with Spared(self._cache.reject):
             asked = request(prompt, llm_string)
             if (kept := self._kept(return_val, llm_string)) is not None:
                 await self._cache.aio.store(asked, kept, codec=_CODEC)
 
     def clear(self, **kwargs: Any) -> None:  # noqa: ARG002  other caches of LangChain take some; here all goes
         """Remove every entry of the namespace, and nothing else from the database."""
-        with _Spared(self._cache.bypass):
+        with Spared(self._cache.bypass):
             self._cache.clear()
 
     async def aclear(self, **kwargs: Any) -> None:  # noqa: ARG002  as above
         """Do what ``clear`` does, without a thread."""
-        with _Spared(self._cache.bypass):
+        with Spared(self._cache.bypass):
             await self._cache.aio.clear()
 
-    def _hit(self, served: Served[list[Generation]]) -> list[Generation]:
-        mark(served.value, served.source.value, served.age, keep_usage=self._keep_usage)
-        return served.value
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Be the same cache in another process, hooks included."""
+        vars(self).update(state)
+        if self.hooks:
+            _hooks.install(AskonceCache)
+
+    # --- for a call that the hooks see ------------------------------------------------------------------------
+
+    def _asked(self, call: ModelCall, prompt: str, llm_string: str) -> object:
+        """Return the request of *call*; raise Uncacheable if it cannot be told."""
+        return request(prompt, llm_string, call.live() if self.live_parameters else None)
+
+    def _request(self, call: ModelCall, prompt: str, llm_string: str) -> object | None:
+        """Return the request of a stream; None, counted, if it is to pass uncached."""
+        with Spared(self._cache.bypass, "uncacheable"):
+            return None if is_off() else self._asked(call, prompt, llm_string)
+        _check_the_miss()
+        return None
+
+    def _begin(self, call: ModelCall, prompt: str, llm_string: str) -> list[Generation] | None:
+        """Return what is stored, or what another caller computes now; None if *call* is to compute it."""
+        with Spared(self._cache.bypass, "uncacheable"):
+            if is_off():
+                return None
+            asked = self._asked(call, prompt, llm_string)
+            outcome = self._cache.begin(asked, share_errors=False, codec=call.codec)
+            if not isinstance(outcome, Lease):
+                return self._hit(outcome)
+            call.lead(prompt, outcome)
+            return None
+        _check_the_miss()
+        return None
+
+    async def _abegin(self, call: ModelCall, prompt: str, llm_string: str) -> list[Generation] | None:
+        """Return what ``begin`` returns."""
+        with Spared(self._cache.bypass, "uncacheable"):
+            if is_off():
+                return None
+            asked = self._asked(call, prompt, llm_string)
+            outcome = await self._cache.aio.begin(asked, share_errors=False, codec=call.codec)
+            if not isinstance(outcome, AsyncLease):
+                return self._hit(outcome)
+            call.lead(prompt, outcome)
+            return None
+        _check_the_miss()
+        return None
+
+    def _finish(self, call: ModelCall, prompt: str, generations: Sequence[Generation]) -> None:
+        """Store the answer that *call* computed, and serve those who wait for it."""
+        lease = call.led(prompt)
+        if not isinstance(lease, Lease):
+            return  # it passed uncached
+        with Spared(self._cache.reject), lease:
+            if (shaped := self._formed(call, generations)) is not None:
+                lease.finish(shaped)
+
+    async def _afinish(self, call: ModelCall, prompt: str, generations: Sequence[Generation]) -> None:
+        """Do what ``finish`` does."""
+        lease = call.led(prompt)
+        if not isinstance(lease, AsyncLease):
+            return
+        with Spared(self._cache.reject):
+            async with lease:
+                if (shaped := self._formed(call, generations)) is not None:
+                    await lease.finish(shaped)
+
+    def _marked(self, generations: list[Generation], source: str, age: float) -> list[Generation]:
+        """Return the generations of a hit, marked as one."""
+        mark(generations, source, age, keep_usage=self._keep_usage)
+        return generations
+
+    def _call(self) -> ModelCall | None:
+        """Return the call that this lookup is made by, if the hooks see it."""
+        call = running.get()
+        return call if call is not None and call.cache is self and call.looks_up() else None
+
+    def _hit(self, served: AnyServed) -> list[Generation] | None:
+        value = served.value
+        if served.source is Source.COALESCED:  # it may be the leader's own, which the leader's caller has too
+            value = copied(value)
+            if value is None:
+                return None
+        return self._marked(value, served.source.value, served.age)
+
+    def _formed(self, call: ModelCall, generations: Sequence[Generation]) -> Sequence[Generation] | None:
+        """Return the answer of *call* in the shape that its model gives; None, counted, if it has none."""
+        if getattr(call.model, "output_version", None) == "v1":
+            return generations
+        return self._shaped(as_text(generations))
+
+    def _shaped(self, shaped: Sequence[Generation] | None) -> Sequence[Generation] | None:
+        if shaped is None:
+            self._cache.reject("shape")
+        return shaped
 
     def _kept(self, generations: RETURN_VAL_TYPE, llm_string: str) -> Sequence[Generation] | None:
-        why = refusal(generations)
-        kept = None if why else as_invoked(generations, llm_string)
-        if kept is None:
-            self._cache.reject(why or "shape")
-        return kept
+        if why := refusal(generations):
+            self._cache.reject(why)
+            return None
+        return self._shaped(as_invoked(generations, llm_string))
+
+
+def is_off() -> bool:
+    """Return whether the block around this call asks for no cache at all."""
+    control = current()
+    return not control.read and not control.write and not control.only_if_cached
+
+
+def _check_word(name: str, given: object, *allowed: str) -> None:
+    if given not in allowed:
+        words = " or ".join(map(repr, allowed))
+        raise ValueError(f"{name}={given!r} is not allowed: give {words}")
 
 
 def _check_the_miss() -> None:
@@ -127,7 +265,7 @@ def _check_the_miss() -> None:
         raise NotCached("only_if_cached: nothing servable is stored for this call of the model")
 
 
-class _Spared:
+class Spared:
     """
     Spare the caller what goes wrong in the cache, and count it; a strict cache's own errors pass.
 
@@ -155,3 +293,23 @@ class _Spared:
         self._count("error")
         _log.error("%s was kept from a model's caller, who went uncached", type(error).__qualname__)
         return True
+
+
+def install(url_or_cache: str | Cache | AskonceCache | None = None, **options: Any) -> AskonceCache:
+    """Make the cache, hooks included, and make it LangChain's global one; return it.  ``uninstall`` undoes all."""
+    if not isinstance(url_or_cache, AskonceCache):
+        url_or_cache = AskonceCache(url_or_cache, **options)
+    elif options:
+        given = ", ".join(f"{name}=" for name in options)
+        raise TypeError(f"{given} given with an AskonceCache: options belong to its own constructor")
+    if url_or_cache.hooks:
+        _hooks.install(AskonceCache)
+    set_llm_cache(url_or_cache)
+    return url_or_cache
+
+
+def uninstall() -> None:
+    """Give LangChain its own methods back, and have no global cache any more if it is an ``AskonceCache``."""
+    _hooks.uninstall()
+    if isinstance(get_llm_cache(), AskonceCache):
+        set_llm_cache(None)

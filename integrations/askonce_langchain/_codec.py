@@ -55,15 +55,36 @@ class GenerationsCodec:
 
     def encode(self, value: Sequence[Generation]) -> bytes:
         """Return *value* as bytes; raise Uncacheable if it would not come back as it is."""
-        return _pack([_row(generation) for generation in value])
+        rows: list[_Row | list[int]] = [_row(generation) for generation in value]
+        if isinstance(value, Streamed) and value.cuts:
+            rows.append(value.cuts)
+        return _pack(rows)
 
     def decode(self, data: bytes) -> list[Generation]:
         """Return new generations; raise if `encode` cannot have written *data*."""
-        rows: list[_Row] = ormsgpack.unpackb(data, option=ormsgpack.OPT_NON_STR_KEYS)
-        found = [_generation(*row) for row in rows]
-        if not found:  # LangChain would take an empty list for a hit, and fail on it
-            raise ValueError("no generation")
-        return found
+        return _generations(ormsgpack.unpackb(data, option=ormsgpack.OPT_NON_STR_KEYS))
+
+
+class Streamed(list[Generation]):
+    """An answer that came in pieces: ``cuts`` are their lengths, if its text is all there was in them."""
+
+    def __init__(self, generations: Sequence[Generation], cuts: list[int]) -> None:
+        super().__init__(generations)
+        self.cuts = cuts
+
+
+def encode_piece(piece: Generation) -> bytes:
+    """Return one chunk of a stream as bytes; raise Uncacheable if it would not come back as it is."""
+    return _pack(list(_row(piece, whole=False)))
+
+
+def decode_stream(data: bytes) -> Generation | Streamed:
+    """Return one chunk of a stream, or a whole answer, from bytes."""
+    rows = ormsgpack.unpackb(data, option=ormsgpack.OPT_NON_STR_KEYS)
+    if rows and isinstance(rows[0], str):
+        return _generation(*rows)
+    cuts = rows[-1] if rows and rows[-1] and isinstance(rows[-1][0], int) else []
+    return Streamed(_generations(rows), cuts)
 
 
 def mark(generations: Sequence[Generation], source: str, age: float, *, keep_usage: bool) -> None:
@@ -84,10 +105,25 @@ def mark(generations: Sequence[Generation], source: str, age: float, *, keep_usa
                 message.usage_metadata = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
 
 
+def copied(generations: object) -> list[Generation] | None:
+    """Return copies that share nothing with *generations*, without message ids; None if there is nothing to copy."""
+    if not isinstance(generations, Sequence) or not generations:
+        return None
+    copies: list[Generation] = []
+    for generation in generations:
+        if not isinstance(generation, Generation):
+            return None
+        copy = generation.model_copy(deep=True)
+        if isinstance(copy, ChatGeneration):
+            copy.message.id = None
+        copies.append(copy)
+    return copies
+
+
 # --- writing ------------------------------------------------------------------------------------------------------
 
 
-def _pack(rows: list[_Row]) -> bytes:
+def _pack(rows: list[Any]) -> bytes:
     try:
         return ormsgpack.packb(rows, option=_EXACT)
     except TypeError:
@@ -95,20 +131,29 @@ def _pack(rows: list[_Row]) -> bytes:
     try:
         data = ormsgpack.packb(rows, option=_EXACT | ormsgpack.OPT_NON_STR_KEYS)
         # Keys that are numbers come back so; members of an enum, dates and UUIDs come back as what they are not.
-        if ormsgpack.unpackb(data, option=ormsgpack.OPT_NON_STR_KEYS) == [list(row) for row in rows]:
+        if ormsgpack.unpackb(data, option=ormsgpack.OPT_NON_STR_KEYS) == _listed(rows):
             return data
     except TypeError as error:  # a lone surrogate, an integer over 64 bits, a date, any object
         raise Uncacheable(f"answer: {error}") from None
     raise Uncacheable("answer: a mapping's key would come back as another type")
 
 
-def _row(generation: Generation) -> _Row:
+def _listed(rows: list[Any]) -> list[Any]:
+    return [list(row) if isinstance(row, tuple) else row for row in rows]
+
+
+def _row(generation: Generation, *, whole: bool = True) -> _Row:
     kind = type(generation)
     if _GENERATIONS.get(kind.__name__) is not kind:
         raise Uncacheable(f"answer: {kind.__qualname__} is no class of generations known here")
     if isinstance(generation, ChatGeneration):
         message = generation.message
-        return kind.__name__, _message_class(message), _fields(message), generation.generation_info
+        return (
+            kind.__name__,
+            _message_class(message),
+            _fields(message, whole=whole),
+            generation.generation_info,
+        )
     return kind.__name__, None, generation.text, generation.generation_info
 
 
@@ -119,7 +164,7 @@ def _message_class(message: BaseMessage) -> str:
     return kind.__name__
 
 
-def _fields(message: BaseMessage) -> dict[str, Any]:
+def _fields(message: BaseMessage, *, whole: bool) -> dict[str, Any]:
     """Return the fields that differ from an empty message of this class."""
     fields = {
         name: value
@@ -132,8 +177,8 @@ def _fields(message: BaseMessage) -> dict[str, Any]:
     if isinstance(parsed, BaseModel):
         fields["additional_kwargs"] = {**message.additional_kwargs, "parsed": _rebuildable(parsed)}
     if isinstance(message, AIMessage):
-        # On a hit LangChain adds `total_cost` to whatever is here: alone, it is invalid.
-        fields["usage_metadata"] = {**_NO_USAGE, **(message.usage_metadata or {})}
+        if whole:  # on a hit LangChain adds `total_cost` to whatever is here: alone, it is invalid
+            fields["usage_metadata"] = {**_NO_USAGE, **(message.usage_metadata or {})}
         for call in message.tool_calls:
             if not call.keys() <= _TOOL_CALL:  # LangChain drops `extras`, and fails on any other
                 raise Uncacheable("answer: a tool call holds more than name, args and id")
@@ -154,6 +199,13 @@ def _rebuildable(parsed: BaseModel) -> dict[str, Any]:
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
+
+
+def _generations(rows: list[Any]) -> list[Generation]:
+    found = [_generation(*row) for row in rows if not isinstance(row[0], int)]
+    if not found:  # LangChain would take an empty list for a hit, and fail on it
+        raise ValueError("no generation")
+    return found
 
 
 def _generation(kind: str, message_kind: str | None, body: object, info: object) -> Generation:

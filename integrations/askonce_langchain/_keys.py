@@ -17,6 +17,7 @@ A change of these rules changes which requests are alike: it needs a new ``KIND`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from json import JSONDecoder
 from typing import Any, Final
@@ -46,11 +47,11 @@ _OF_THE_ANSWER: Final = frozenset(
     }
 )
 # How the call is made, not what is asked.
-_OF_THE_CALL: Final = frozenset(
+OF_THE_CALL: Final = frozenset(
     {"disable_streaming", "max_retries", "name", "request_timeout", "streaming", "timeout", "verbose"}
 )
 # Model fields that carry a connection or a credential.  LangChain writes such an object as its class alone.
-_OF_THE_CONNECTION: Final = frozenset(
+OF_THE_CONNECTION: Final = frozenset(
     {
         "async_client",
         "azure_ad_async_token_provider",
@@ -69,10 +70,16 @@ _MARKS: Final = ((" at 0x", "an address"), ("<class '", "a class"), ("<function 
 _LARGEST_EXACT: Final = 2.0**63
 
 
-def request(prompt: str, llm_string: str) -> Request:
-    """Return what is asked; raise Uncacheable if the two strings do not tell it."""
+def request(prompt: str, llm_string: str, live: Mapping[str, object] | None = None) -> Request:
+    """
+    Return what is asked; raise Uncacheable if it cannot be told.
+
+    *live* is what the model itself says, see ``_live``: it stands in for *llm_string*, which says less, and later.
+    """
     messages = _messages(prompt)
-    asked = {"prompt": prompt} if messages is None else {"messages": messages}
+    asked: dict[str, object] = {"prompt": prompt} if messages is None else {"messages": messages}
+    if live is not None:
+        return Request(KIND, {**asked, "live": live})
     model, call = _model(llm_string)
     return Request(KIND, {**asked, "model": model, "call": call})
 
@@ -204,12 +211,12 @@ def _fields(head: str) -> dict[str, Any] | None:
     """Return class and fields of the model written in *head*, or None if it is no model."""
     try:
         model = JSONDecoder().decode(head)
-        fields = {name: value for name, value in model["kwargs"].items() if name not in _OF_THE_CALL}
+        fields = {name: value for name, value in model["kwargs"].items() if name not in OF_THE_CALL}
         identity = model.get("id")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
     for name, value in fields.items():
-        if name not in _OF_THE_CONNECTION:
+        if name not in OF_THE_CONNECTION:
             _check_field(name, value)
     return {"class": identity, "fields": fields}
 

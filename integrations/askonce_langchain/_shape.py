@@ -31,6 +31,13 @@ def as_invoked(generations: Sequence[Generation], llm_string: str) -> Sequence[G
     fields = model_fields(llm_string)
     if fields is None or fields.get("output_version") == "v1":
         return generations
+    return as_text(generations)
+
+
+def as_text(generations: Sequence[Generation]) -> Sequence[Generation] | None:
+    """Return *generations* as a model that is not set to v1 gives them; None if they cannot be."""
+    if not any(map(_is_v1, generations)):
+        return generations
     plain = [_plain(generation) for generation in generations]
     return None if None in plain else [generation for generation in plain if generation is not None]
 

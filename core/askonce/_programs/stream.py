@@ -122,6 +122,7 @@ def _lead(
         state.counters.add("stale")
         return stale.served(Source.STALE)
     if isinstance(outcome, Leased) and wanted.waits and not _outdated(wanted, found, outcome):
+        flight.elsewhere = outcome.fence  # who has joined it follows, too
         state.flights.land(flight)
         return Elsewhere(outcome.fence)
     state.counters.add_reason("bypassed", "not granted" if reachable else "backend")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -11,6 +11,8 @@ import pytest
 from langchain_core.caches import BaseCache
 from langchain_core.outputs import Generation
 from langchain_openai import ChatOpenAI, OpenAI
+
+from askonce_langchain import uninstall
 
 USAGE = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
 
@@ -33,11 +35,19 @@ class Strings(BaseCache):
 
 
 class Provider:
-    """Answers as OpenAI does, each answer with a number of its own; ``respond`` may be replaced."""
+    """
+    Answers as OpenAI does, each answer with a number of its own; ``respond`` may be replaced.
+
+    The requests with the numbers in ``failing`` are answered with an error.  ``gate`` and ``agate`` are called, the
+    one from threads, the other awaited, with the number of a request before it is answered.
+    """
 
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []
         self.respond: Callable[[dict[str, Any], int], dict[str, Any]] = self._answer
+        self.failing: set[int] = set()
+        self.gate: Callable[[int], object] = lambda _: None
+        self.agate: Callable[[int], Awaitable[object]] | None = None
 
     @property
     def calls(self) -> int:
@@ -57,23 +67,37 @@ class Provider:
         return cache.asked[0]
 
     def _common(self) -> dict[str, Any]:
-        transport = httpx.MockTransport(self._handle)
         return {
             "api_key": "sk-SECRET",
             "max_retries": 0,
-            "http_client": httpx.Client(transport=transport),
-            "http_async_client": httpx.AsyncClient(transport=transport),
+            "http_client": httpx.Client(transport=httpx.MockTransport(self._handle)),
+            "http_async_client": httpx.AsyncClient(transport=httpx.MockTransport(self._ahandle)),
         }
 
     def _handle(self, request: httpx.Request) -> httpx.Response:
+        body, number = self._received(request)
+        self.gate(number)
+        return self._response(request, body, number)
+
+    async def _ahandle(self, request: httpx.Request) -> httpx.Response:
+        body, number = self._received(request)
+        if self.agate is not None:
+            await self.agate(number)
+        return self._response(request, body, number)
+
+    def _received(self, request: httpx.Request) -> tuple[dict[str, Any], int]:
         body = json.loads(request.content)
         self.requests.append(body)
-        number = self.calls
+        return body, self.calls
+
+    def _response(self, request: httpx.Request, body: dict[str, Any], number: int) -> httpx.Response:
+        if number in self.failing:
+            return httpx.Response(500, json={"error": {"message": "provider failure"}})
         if request.url.path.endswith("/responses"):
             whole = _response(body, number)
             return _events(_response_events(whole)) if body.get("stream") else httpx.Response(200, json=whole)
         if body.get("stream"):
-            return _events(_chunks(body, number))
+            return _events(_texts(body, number) if "prompt" in body else _chunks(body, number))
         return httpx.Response(200, json=self.respond(body, number))
 
     def _answer(self, body: dict[str, Any], number: int) -> dict[str, Any]:
@@ -123,13 +147,20 @@ def _chunks(body: dict[str, Any], number: int) -> Iterator[dict[str, Any]]:
         return {**whole, "model": body["model"], "choices": choices}
 
     yield chunk({"role": "assistant", "content": ""})
-    if body.get("tools"):
+    if body.get("tools") and body["messages"][-1]["role"] != "tool":
         yield chunk({"tool_calls": [{**_tool_call(body, number), "index": 0}]})
         yield chunk({}, "tool_calls")
     else:
         for text in ("answer ", f"{number}-0"):
             yield chunk({"content": text})
         yield chunk({}, "stop")
+
+
+def _texts(body: dict[str, Any], number: int) -> Iterator[dict[str, Any]]:
+    for text, finish in (("text ", None), (f"{number}-0", None), ("", "stop")):
+        choices = [{"text": text, "index": 0, "finish_reason": finish, "logprobs": None}]
+        whole = {"id": f"cmpl-{number}", "object": "text_completion", "created": 1}
+        yield {**whole, "model": body["model"], "choices": choices}
 
 
 def _response(body: dict[str, Any], number: int) -> dict[str, Any]:
@@ -198,3 +229,10 @@ def _events(events: Iterator[dict[str, Any]]) -> httpx.Response:
 @pytest.fixture
 def provider() -> Provider:
     return Provider()
+
+
+@pytest.fixture(autouse=True)
+def _no_hooks_left() -> Iterator[None]:
+    """Leave LangChain as it was found."""
+    yield
+    uninstall()

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ TOOL = {
 }
 SCHEMA = {"title": "Out", "type": "object", "properties": {"cityName": {"type": "string"}}}
 X = [Generation(text="x")]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -76,7 +78,7 @@ class TestHits:
         assert hit.response_metadata["id"] == first.response_metadata["id"]
 
     def test_every_hit_is_new(self, cache: AskonceCache) -> None:
-        """LangChain changes the objects it is given; the next caller does not see it."""
+        """LangChain changes the objects it is given; the next caller does not see it (case 19)."""
         cache.update("p", "l", [ChatGeneration(message=AIMessage("x", response_metadata={"a": {}}))])
         first = cache.lookup("p", "l")
         assert first is not None
@@ -89,7 +91,7 @@ class TestHits:
         assert (again[0].text, again[0].message.response_metadata["a"]) == ("x", {})
 
     def test_a_list_is_returned(self, cache: AskonceCache) -> None:
-        """LangChain takes a tuple for a miss and fails on an empty list."""
+        """LangChain takes a tuple for a miss and fails on an empty list (case 17)."""
         assert cache.lookup("p", "l") is None
         cache.update("p", "l", [])
         cache.update("p", "l", ())
@@ -110,7 +112,7 @@ class TestHits:
 class TestUsage:
     @pytest.mark.parametrize("streaming", [False, True], ids=["reported", "not reported"])
     def test_is_valid(self, provider: Any, cache: AskonceCache, streaming: bool) -> None:
-        """A hit has whole usage metadata, whether the provider reported any or not."""
+        """A hit has whole usage metadata, whether the provider reported any or not (case 20)."""
         model = provider.chat(cache, streaming=streaming)
         model.invoke("q")
         hit = model.invoke("q")
@@ -130,7 +132,7 @@ class TestUsage:
 
 class TestWhatIsNotShared:
     def test_tools_and_formats(self, provider: Any, cache: AskonceCache) -> None:
-        """A plain call, one with tools and one in JSON mode are three questions."""
+        """A plain call, one with tools and one in JSON mode are three questions (case 6)."""
         model = provider.chat(cache)
         for _ in range(2):
             model.invoke("q")
@@ -139,12 +141,12 @@ class TestWhatIsNotShared:
         assert provider.calls == 3
 
     def test_prompt_and_model(self, cache: AskonceCache) -> None:
-        """("ab", "c") is not ("a", "bc")."""
+        """("ab", "c") is not ("a", "bc") (case 7)."""
         cache.update("ab", "c", X)
         assert cache.lookup("a", "bc") is None
 
     def test_namespaces(self, provider: Any, url: str) -> None:
-        """Nothing is served across namespaces."""
+        """Nothing is served across namespaces (case 8)."""
         for namespace in ("a", "b", "a"):
             provider.chat(AskonceCache(url, namespace=namespace)).invoke("q")
         assert provider.calls == 2
@@ -155,14 +157,14 @@ class TestWhatIsNotShared:
     def test_parameters(
         self, provider: Any, cache: AskonceCache, change: dict[str, Any], call: dict[str, Any]
     ) -> None:
-        """Another stop, number of answers or address is another question."""
+        """Another stop, number of answers or address is another question (case 10)."""
         for _ in range(2):
             provider.chat(cache).invoke("q")
             provider.chat(cache, **change).invoke("q", **call)
         assert provider.calls == 2
 
     def test_previous_response(self, provider: Any, cache: AskonceCache) -> None:
-        """The id of an answer that the provider keeps, and is sent back to it, counts."""
+        """The id of an answer that the provider keeps, and is sent back to it, counts (case 10)."""
         model = provider.chat(cache, use_responses_api=True, use_previous_response_id=True)
         for id_ in ("resp_1", "resp_2", "resp_1"):
             model.invoke(
@@ -173,7 +175,7 @@ class TestWhatIsNotShared:
     def test_secrets_stay_in_the_process(
         self, provider: Any, url: str, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """No header, API key or question is in any key, value or log record."""
+        """No header, API key or question is in any key, value or log record (case 22)."""
         caplog.set_level("DEBUG", logger="askonce")
         cache = AskonceCache(url)
         model = provider.chat(cache, default_headers={"Authorization": "Bearer SECRET"})
@@ -204,16 +206,26 @@ def everything(url: str) -> list[bytes]:
 
 class TestWhereItWorks:
     def test_in_another_process(self, provider: Any, cache: AskonceCache, url: str) -> None:
-        """The key is the same in every process."""
+        """The key is the same in every process (case 16)."""
         provider.chat(cache).invoke([HumanMessage("q"), AIMessage("a", tool_calls=[]), HumanMessage("b")])
-        strings = provider.strings([HumanMessage("q"), AIMessage("a"), HumanMessage("b")])
-        program = "import sys; from askonce_langchain import AskonceCache as C; print(C(sys.argv[1]).lookup(*sys.argv[2:]))"
-        command = [sys.executable, "-c", program, url, *strings]
-        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-        assert "answer 1-0" in said
+        program = """
+import sys
+from langchain_core.messages import AIMessage, HumanMessage
+from askonce_langchain import AskonceCache
+from tests.integrations.langchain.conftest import Provider
+
+provider = Provider()
+model = provider.chat(AskonceCache(sys.argv[1]))
+print(model.invoke([HumanMessage("q"), AIMessage("a"), HumanMessage("b")]).text, provider.calls)
+"""
+        command = [sys.executable, "-c", program, url]
+        said = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=60, cwd=ROOT
+        ).stdout
+        assert said.split() == ["answer", "1-0", "0"]
 
     def test_in_many_event_loops(self, provider: Any, cache: AskonceCache) -> None:
-        """A cache outlives the loops it was used in."""
+        """A cache outlives the loops it was used in (case 24)."""
         texts = {asyncio.run(provider.chat(cache).ainvoke("q")).text for _ in range(3)}
         assert texts == {"answer 1-0"}
         assert provider.calls == 1
@@ -240,7 +252,7 @@ class TestSwitches:
         set_llm_cache(None)
 
     def test_globally(self, provider: Any, cache: AskonceCache) -> None:
-        """The global cache serves models with ``cache=None`` and ``cache=True``, not with ``cache=False``."""
+        """The global cache serves models with ``cache=None`` and ``cache=True``, not with ``cache=False`` (case 23)."""
         set_llm_cache(cache)
         for model_cache in (None, True):
             provider.chat(model_cache).invoke("q")
@@ -249,14 +261,14 @@ class TestSwitches:
         assert provider.calls == 2
 
     def test_per_model(self, provider: Any, url: str) -> None:
-        """A model's own cache beats the global one."""
+        """A model's own cache beats the global one (case 23)."""
         set_llm_cache(AskonceCache(url, namespace="global"))
         provider.chat().invoke("q")
         provider.chat(AskonceCache(url, namespace="own")).invoke("q")
         assert provider.calls == 2
 
     async def test_by_control(self, provider: Any, cache: AskonceCache) -> None:
-        """The words of ``askonce.control`` hold for the calls inside the block, and for no other."""
+        """The words of ``askonce.control`` hold for the calls inside the block, and for no other (case 25)."""
         model = provider.chat(cache)
         with control(only_if_cached=True):
             for ask in (lambda: model.invoke("q"), lambda: model.bind(x="<class 'X'>").invoke("q")):
@@ -344,8 +356,12 @@ class TestWhatPassesUncached:
 
         monkeypatch.setattr("askonce_langchain._cache.request", fail)
         assert provider.chat(cache).invoke("q").text == "answer 1-0"
+        cache.update("p", "l", X)
+        monkeypatch.undo()
+        monkeypatch.setattr("askonce_langchain._cache.as_text", fail)
+        assert provider.chat(cache).invoke("q").text == "answer 2-0"
         assert cache.cache.stats().bypass_reasons == {"error": 1}
-        assert cache.cache.stats().rejection_reasons == {"error": 1}
+        assert cache.cache.stats().rejection_reasons == {"error": 2}
         assert "RuntimeError" in caplog.text
         assert "PRIVATE" not in caplog.text
 

@@ -27,6 +27,7 @@ from .keys import Difference, Explanation, Request, Verbatim
 from .policy import Admit, Duration, Freshness, Hot, Policy, Refused, Size
 from .served import Served, Source
 from .stats import EntryInfo, Event, Stats, Usage
+from .upstream import in_upstream, upstream
 
 __all__ = [
     "Admit",
@@ -60,4 +61,6 @@ __all__ = [
     "Usage",
     "Verbatim",
     "control",
+    "in_upstream",
+    "upstream",
 ]

@@ -38,7 +38,9 @@ class Flight:
         self.home = home
         self.tape = Tape()  # of what the leader passes on while it computes, if it does
         self.fence = 0  # of the leader's lease, once it has one
-        self.elsewhere = 0  # the fence of the lease that its leader found in other hands: of a stream to be followed
+        self.elsewhere = (
+            0  # the fence of the lease that its leader found in other hands: of a stream to be followed
+        )
         #: Landed; None if the leader gave up, so that a follower leads next; or the leader's error.
         self.future: Future[Landed | None] = Future()
 

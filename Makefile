@@ -8,7 +8,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# openai 2 and LlamaIndex's own OpenAI client exclude openai 3: they are tested in an environment of their own.
+SDK2 ?= .venv-sdk2
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
+
+LOCK = $(UV) pip compile --quiet --upgrade --no-emit-index-url --no-annotate --no-header --universal \
+  --python-version 3.11 pyproject.toml
 
 .PHONY: help demo test check bench proofs chaos soak fmt lock clean
 
@@ -18,8 +23,8 @@ help:  ## list the targets
 demo: $(READY)  ## explain the standard library with four workers that share one cache (under a minute)
 	@$(BIN)/python -m examples.docgen $(ARGS)
 
-test: $(READY)  ## lint, format, types, import contracts, all tests; says what failed
-	@$(BIN)/python -m tests.checks $(ARGS)
+test: $(READY) $(SDK2)/.ready  ## lint, format, types, import contracts, all tests; says what failed
+	@$(BIN)/python -m tests.checks --sdk2 $(SDK2)/bin/python $(ARGS)
 
 check: $(READY)  ## the same without the tests
 	@$(BIN)/python -m tests.checks --static
@@ -42,13 +47,13 @@ fmt: $(READY)  ## format, and fix what can be fixed
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-lock: $(READY)  ## resolve the pinned versions anew
-	@$(UV) pip compile --quiet --upgrade --no-emit-index-url --no-annotate --no-header --universal \
-	  --python-version 3.11 --extra langchain --extra openai --extra embedded --extra zstd --group dev \
-	  pyproject.toml --output-file requirements/dev.txt
+lock: $(UV)  ## resolve the pinned versions anew, of both environments
+	@$(LOCK) --extra langchain --extra openai --extra llama-index --extra embedded --extra zstd --group dev --output-file requirements/dev.txt
+	@$(LOCK) --extra langchain --extra openai --extra llama-index --extra embedded --extra zstd --group sdk2 \
+	  --output-file requirements/sdk2.txt
 
 clean:  ## remove what the targets made
-	@rm -rf $(VENV) .tools .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist build
+	@rm -rf $(VENV) $(SDK2) .tools .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist build
 
 # The development environment: pinned versions, and this package in place. No download but from the package index.
 $(READY): requirements/dev.txt pyproject.toml | $(UV)
@@ -57,6 +62,13 @@ $(READY): requirements/dev.txt pyproject.toml | $(UV)
 	@$(UV) pip sync --quiet --python $(BIN)/python requirements/dev.txt
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $(READY)
+
+$(SDK2)/.ready: requirements/sdk2.txt pyproject.toml | $(UV)
+	@echo "setting up $(SDK2) ..."
+	@$(UV) venv --quiet --allow-existing --no-python-downloads --python $(PYTHON) $(SDK2)
+	@$(UV) pip sync --quiet --python $(SDK2)/bin/python requirements/sdk2.txt
+	@$(UV) pip install --quiet --python $(SDK2)/bin/python --no-deps --editable .
+	@touch $(SDK2)/.ready
 
 .tools/bin/uv:
 	@echo "getting uv ..."

@@ -8,6 +8,7 @@ import functools
 import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextvars import Context
 from typing import Any, ParamSpec, TypeVar, assert_never, overload
 
 from . import _programs as programs
@@ -104,6 +105,7 @@ class AsyncCache(View):
         tags: Sequence[str] = (),
         codec: Codec[T] | None = None,
         admit: Admit | None = None,
+        share_errors: bool = True,
     ) -> T: ...
     @overload
     async def get_or_compute(
@@ -115,6 +117,7 @@ class AsyncCache(View):
         tags: Sequence[str] = (),
         codec: Codec[T] | None = None,
         admit: Admit | None = None,
+        share_errors: bool = True,
     ) -> T: ...
     async def get_or_compute(
         self,
@@ -125,14 +128,18 @@ class AsyncCache(View):
         tags: Sequence[str] = (),
         codec: Codec[T] | None = None,
         admit: Admit | None = None,
+        share_errors: bool = True,
     ) -> T:
         """
         Return what is stored for *request*, or what *fn* returns, called once among all who ask at the same time.
 
         The value is in the caller's hand whatever becomes of the cache.  Exceptions of *fn* pass unwrapped; Uncacheable
-        is raised for a request that has no canonical form, LeaderFailed if another process computed it and failed.
+        is raised for a request that has no canonical form, LeaderFailed if another process computed it and failed; with
+        ``share_errors=False`` one of those who wait computes next instead.
         """
-        served = await self.serve(request, fn, ttl=ttl, tags=tags, codec=codec, admit=admit)
+        served = await self.serve(
+            request, fn, ttl=ttl, tags=tags, codec=codec, admit=admit, share_errors=share_errors
+        )
         return served.value
 
     @overload
@@ -145,6 +152,7 @@ class AsyncCache(View):
         tags: Sequence[str] = (),
         codec: Codec[T] | None = None,
         admit: Admit | None = None,
+        share_errors: bool = True,
     ) -> Served[T]: ...
     @overload
     async def serve(
@@ -156,6 +164,7 @@ class AsyncCache(View):
         tags: Sequence[str] = (),
         codec: Codec[T] | None = None,
         admit: Admit | None = None,
+        share_errors: bool = True,
     ) -> Served[T]: ...
     async def serve(
         self,
@@ -166,6 +175,7 @@ class AsyncCache(View):
         tags: Sequence[str] = (),
         codec: Codec[T] | None = None,
         admit: Admit | None = None,
+        share_errors: bool = True,
     ) -> Served[T]:
         """Do what ``get_or_compute`` does, and return the value together with its source, age and ttl."""
         control, fetched = current(), None
@@ -185,6 +195,7 @@ class AsyncCache(View):
             control,
             ttl=ttl,
             tags=tags,
+            share_errors=share_errors,
             home=asyncio.get_running_loop(),
             waits=not self._namespace.holds(asyncio.current_task()),
         )
@@ -518,7 +529,7 @@ class AsyncCache(View):
                 await within(waiter.woken, seconds, None)
                 return time.monotonic() - start
             case Detach(program):
-                detach(self._run(program, call))
+                detach(self._run(program, call), Context())  # as in a thread: the caller's run may be over
                 return None
             case _:
                 assert_never(effect)

@@ -104,14 +104,18 @@ class Cache(View):
         tags: Sequence[str] = (),
         codec: Codec[T] | None = None,
         admit: Admit | None = None,
+        share_errors: bool = True,
     ) -> T:
         """
         Return what is stored for *request*, or what *fn* returns, called once among all who ask at the same time.
 
         The value is in the caller's hand whatever becomes of the cache.  Exceptions of *fn* pass unwrapped; Uncacheable
-        is raised for a request that has no canonical form, LeaderFailed if another process computed it and failed.
+        is raised for a request that has no canonical form, LeaderFailed if another process computed it and failed; with
+        ``share_errors=False`` one of those who wait computes next instead.
         """
-        value: T = self.serve(request, fn, ttl=ttl, tags=tags, codec=codec, admit=admit).value
+        value: T = self.serve(
+            request, fn, ttl=ttl, tags=tags, codec=codec, admit=admit, share_errors=share_errors
+        ).value
         return value
 
     def serve(
@@ -123,6 +127,7 @@ class Cache(View):
         tags: Sequence[str] = (),
         codec: Codec[T] | None = None,
         admit: Admit | None = None,
+        share_errors: bool = True,
     ) -> Served[T]:
         """Do what ``get_or_compute`` does, and return the value together with its source, age and ttl."""
         control, fetched = current(), None
@@ -138,6 +143,7 @@ class Cache(View):
             control,
             ttl=ttl,
             tags=tags,
+            share_errors=share_errors,
             waits=not self._namespace.holds(threading.current_thread()),
         )
         return self._run(programs.get_or_compute(self._namespace.state, wanted, fetched), call)

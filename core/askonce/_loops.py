@@ -6,6 +6,7 @@ import asyncio
 import weakref
 from collections.abc import Awaitable, Coroutine
 from concurrent.futures import Future
+from contextvars import Context
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -48,12 +49,16 @@ async def within(future: Future[T], seconds: float, otherwise: R) -> T | R:
         return future.result() if future.done() else otherwise
 
 
-def detach(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-    """Run *work* in the background of the running loop; a loop that shuts down may never begin it."""
+def detach(work: Coroutine[Any, Any, Any], context: Context | None = None) -> asyncio.Task[Any]:
+    """
+    Run *work* in the background of the running loop, in *context*, by default a copy of the caller's.
+
+    A loop that shuts down may never begin it.
+    """
     loop = asyncio.get_running_loop()
     prune()
     tasks = _background.setdefault(loop, set())
-    task = loop.create_task(work)
+    task = loop.create_task(work, context=context)
     tasks.add(task)
     task.add_done_callback(tasks.discard)
     return task

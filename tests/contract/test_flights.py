@@ -13,6 +13,7 @@ import signal
 import statistics
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import redis
@@ -699,3 +700,32 @@ def test_a_leaders_failure_names_its_type_and_pickles(make_driver):
     assert copy.error_type == "tests.contract.callers.UpstreamError"
     assert str(copy) == str(caught.value)
     assert "secret" not in str(copy)
+
+
+@COLOURS
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "elsewhere"])
+def test_an_error_that_is_not_shared_hands_over(url, colour, elsewhere):
+    """With ``share_errors=False`` who waited for a leader that fails computes next, and nobody else raises."""
+    with Cache(url, namespace="test", deadline=2) as cache, Cache(url, namespace="test", deadline=2) as other:
+        gate = Gate(error=RuntimeError("of the leader alone"))
+        second = other if elsewhere else cache
+
+        def ask(cache, fn):
+            if colour == "threads":
+                return cache.get_or_compute("q", fn, share_errors=False)
+            return asyncio.run(
+                cache.aio.get_or_compute("q", lambda: asyncio.to_thread(fn), share_errors=False)
+            )
+
+        with ThreadPoolExecutor(2) as pool:
+            leading = pool.submit(ask, cache, gate)
+            gate.wait()
+            following = pool.submit(ask, second, lambda: "mine")
+            if elsewhere:
+                until(lambda: second._namespace.listener._waiting)
+            else:
+                until(lambda: second._namespace.state.counters.peek().get("misses", 0) >= 2)
+            gate.open()
+            with pytest.raises(RuntimeError):
+                leading.result(10)
+            assert following.result(10) == "mine"

@@ -85,11 +85,9 @@ def lead(
     except GeneratorExit:
         state.flights.land(flight)
         raise
-    except Exception as error:
-        state.flights.land(flight, error=error)
-        raise
-    except BaseException:
-        state.flights.land(flight)
+    except BaseException as error:
+        shared = isinstance(error, Exception) and wanted.share_errors
+        state.flights.land(flight, error=error if shared else None)  # type: ignore[arg-type]
         raise
     state.flights.land(flight, landed)
     return served

@@ -35,7 +35,8 @@ _READABLE: Final = COMPRESSED | TAGGED | LABELLED
 OVERHEAD: Final = 384
 UNIT: Final = 64
 
-_COMPRESS_FROM = 1024
+#: Below, packing costs a store more time than it saves Redis memory.
+_COMPRESS_FROM = 4096
 #: What a stored kilobyte may grow to: a bomb must not fill the reader's memory.
 _LARGEST_VALUE = 256 << 20
 

@@ -447,7 +447,7 @@ def test_random_bytes_are_no_stream(data, codec):
 
 
 @pytest.mark.parametrize(
-    "value", ["a" * 1024, b"a" * 5000, {"a": ["b"] * 2000}], ids=["text", "bytes", "json"]
+    "value", ["a" * 4096, b"a" * 5000, {"a": ["b"] * 5000}], ids=["text", "bytes", "json"]
 )
 def test_large_values_are_compressed(value):
     """From a kilobyte on a value that shrinks by a tenth is stored compressed."""

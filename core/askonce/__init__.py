@@ -12,7 +12,7 @@ The names below are the public API; every other module is private.
 from ._aio import AsyncCache, AsyncLease
 from ._cache import Cache, Lease
 from .control import control
-from .entry import Codec
+from .entry import Codec, Unusable
 from .errors import (
     AskonceError,
     BackendUnavailable,
@@ -58,6 +58,7 @@ __all__ = [
     "Stats",
     "StreamBroken",
     "Uncacheable",
+    "Unusable",
     "Usage",
     "Verbatim",
     "control",

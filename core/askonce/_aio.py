@@ -9,7 +9,7 @@ import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextvars import Context
-from typing import Any, ParamSpec, TypeVar, assert_never, overload
+from typing import Any, Literal, ParamSpec, TypeVar, assert_never, overload
 
 from . import _programs as programs
 from ._astream import stream
@@ -106,6 +106,7 @@ class AsyncCache(View):
         codec: Codec[T] | None = None,
         admit: Admit | None = None,
         share_errors: bool = True,
+        max_wait: Duration | None = None,
     ) -> T: ...
     @overload
     async def get_or_compute(
@@ -118,6 +119,7 @@ class AsyncCache(View):
         codec: Codec[T] | None = None,
         admit: Admit | None = None,
         share_errors: bool = True,
+        max_wait: Duration | None = None,
     ) -> T: ...
     async def get_or_compute(
         self,
@@ -129,16 +131,25 @@ class AsyncCache(View):
         codec: Codec[T] | None = None,
         admit: Admit | None = None,
         share_errors: bool = True,
+        max_wait: Duration | None = None,
     ) -> T:
         """
         Return what is stored for *request*, or what *fn* returns, called once among all who ask at the same time.
 
         The value is in the caller's hand whatever becomes of the cache.  Exceptions of *fn* pass unwrapped; Uncacheable
         is raised for a request that has no canonical form, LeaderFailed if another process computed it and failed; with
-        ``share_errors=False`` one of those who wait computes next instead.
+        ``share_errors=False`` one of those who wait computes next instead.  ``max_wait``: the most that this caller
+        waits for another's answer, in seconds, if less than the policy's.
         """
         served = await self.serve(
-            request, fn, ttl=ttl, tags=tags, codec=codec, admit=admit, share_errors=share_errors
+            request,
+            fn,
+            ttl=ttl,
+            tags=tags,
+            codec=codec,
+            admit=admit,
+            share_errors=share_errors,
+            max_wait=max_wait,
         )
         return served.value
 
@@ -153,6 +164,7 @@ class AsyncCache(View):
         codec: Codec[T] | None = None,
         admit: Admit | None = None,
         share_errors: bool = True,
+        max_wait: Duration | None = None,
     ) -> Served[T]: ...
     @overload
     async def serve(
@@ -165,6 +177,7 @@ class AsyncCache(View):
         codec: Codec[T] | None = None,
         admit: Admit | None = None,
         share_errors: bool = True,
+        max_wait: Duration | None = None,
     ) -> Served[T]: ...
     async def serve(
         self,
@@ -176,6 +189,7 @@ class AsyncCache(View):
         codec: Codec[T] | None = None,
         admit: Admit | None = None,
         share_errors: bool = True,
+        max_wait: Duration | None = None,
     ) -> Served[T]:
         """Do what ``get_or_compute`` does, and return the value together with its source, age and ttl."""
         control, fetched = current(), None
@@ -196,6 +210,7 @@ class AsyncCache(View):
             ttl=ttl,
             tags=tags,
             share_errors=share_errors,
+            max_wait=max_wait,
             home=asyncio.get_running_loop(),
             waits=not self._namespace.holds(asyncio.current_task()),
         )
@@ -210,8 +225,9 @@ class AsyncCache(View):
         tags: Sequence[str] = (),
         codec: Codec[T] | None = None,
         admit: Admit | None = None,
-        drain: Duration = 0.0,
+        drain: Duration | Literal["followed"] = 0.0,
         share_errors: bool = True,
+        max_wait: Duration | None = None,
         fold: Callable[[list[T]], Any] | None = None,
         on_served: Callable[[AnyServed], object] | None = None,
     ) -> AsyncIterator[T]:
@@ -221,7 +237,7 @@ class AsyncCache(View):
         Recorded while they are passed on, and stored only when the producer came to its end.  Who asks meanwhile, in
         any process, is given the same chunks from the first on as they come.  When the consumer goes away early, the
         producer is closed and a follower takes over; with ``drain`` it is read to its end in the background, for at
-        most that long.  No chunk is given twice: if a followed stream breaks off and the model's new answer begins
+        most that long, or, with ``"followed"``, as long as somebody follows.  No chunk is given twice: if a followed stream breaks off and the model's new answer begins
         differently, StreamBroken is raised.
 
         ``share_errors``: those who follow get the producer's error; otherwise one of them calls the model.
@@ -240,6 +256,7 @@ class AsyncCache(View):
             tags=tags,
             home=home,
             share_errors=share_errors,
+            max_wait=max_wait,
         )
         return stream(self, asked, fn)
 
@@ -312,6 +329,7 @@ class AsyncCache(View):
         *,
         usable: Callable[[Any], bool] | None = None,
         share_errors: bool = True,
+        max_wait: Duration | None = None,
         codec: Codec[Any] | None = None,
         refresh: bool = False,
     ) -> AnyServed | AsyncLease:
@@ -336,6 +354,7 @@ class AsyncCache(View):
             home=asyncio.get_running_loop(),
             waits=not self._namespace.holds(owner),
             share_errors=share_errors,
+            max_wait=max_wait,
         )
         outcome = await self._run(
             programs.begin(self._namespace.state, wanted, fetched, refresh=refresh), call

@@ -8,6 +8,7 @@ running here or elsewhere, or its own call.  When a source ends early the next o
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any, Final, Protocol
@@ -18,7 +19,7 @@ from ._effects import TIMED_OUT, Program
 from ._flights import Flight
 from ._loops import awaited, detach, within
 from ._namespace import Namespace
-from ._recording import Asked, Passed, Recording
+from ._recording import LOOK_AGAIN_S, Asked, Passed, Recording
 from .entry import Corrupt
 from .errors import StreamBroken
 from .served import Served
@@ -104,14 +105,15 @@ class _Here:
     async def chunks(self) -> AsyncIterator[Any]:
         """Yield what the leader passes on as it comes, or what it lands."""
         tape, count = self._flight.tape, 0
-        while not (tape.ended and count == len(tape.chunks)):
-            if await within(tape.more(count), self._wanted.policy.max_wait_s, TIMED_OUT) is TIMED_OUT:
-                self._driver._namespace.state.counters.add_reason("bypassed", "max_wait")
-                return
-            for recorded in tape.chunks[count:]:
-                count += 1
-                for chunk in self._passed.take(recorded):
-                    yield chunk
+        with tape.follow():
+            while not (tape.ended and count == len(tape.chunks)):
+                if await within(tape.more(count), self._wanted.policy.max_wait_s, TIMED_OUT) is TIMED_OUT:
+                    self._driver._namespace.state.counters.add_reason("bypassed", "max_wait")
+                    return
+                for recorded in tape.chunks[count:]:
+                    count += 1
+                    for chunk in self._passed.take(recorded):
+                        yield chunk
         if tape.error is not None:
             raise tape.error
         if not tape.complete:
@@ -220,21 +222,29 @@ class _Leading:
             raise
 
     async def gone(self) -> None:
-        """The consumer has gone: go on in the background for a while, or hand over."""
+        """The consumer has gone: go on in the background for a while, or as long as somebody follows, or hand over."""
         # A loop that shuts down begins nothing any more; asyncio says so in this name only.
         ending = getattr(asyncio.get_running_loop(), "_asyncgens_shutdown_called", False)
-        if self._asked.drain > 0 and self._producer is not None and not self._over and not ending:
+        goes_on = self._producer is not None and not self._over and not ending
+        followed = self._asked.while_followed and goes_on and await self._followed()
+        if self._producer is not None and goes_on and (followed or self._asked.drain > 0):
             self._driver._namespace.leave(self._owner)
             self._owner = None
-            detach(self._drain(self._producer)).add_done_callback(lambda _: self._lost())
+            patience = self._held.wanted.policy.max_wait_s if followed else self._asked.drain
+            detach(self._drain(self._producer, patience)).add_done_callback(lambda _: self._lost())
         else:
             await self._close(None)
 
-    async def _drain(self, producer: AsyncIterator[Any]) -> None:
+    async def _drain(self, producer: AsyncIterator[Any], patience: float) -> None:
+        until = time.monotonic() + self._asked.drain
         try:
-            async with asyncio.timeout(self._asked.drain):
+            async with asyncio.timeout(patience):
                 async for chunk in producer:
                     self._recording.add(chunk)
+                    if time.monotonic() > until:
+                        if not (self._asked.while_followed and await self._followed()):
+                            raise TimeoutError
+                        until = time.monotonic() + LOOK_AGAIN_S
             await self._end()
         except TimeoutError:
             await self._close(None, drained=True)
@@ -267,6 +277,10 @@ class _Leading:
                     except RuntimeError as trouble:
                         if "already running" not in str(trouble):  # the loop shuts down and is closing it
                             raise
+
+    async def _followed(self) -> bool:
+        program = programs.is_followed(self._driver._namespace.state, self._held)
+        return self._recording.tape.followed or await self._driver._run(program, self._asked.call)
 
     def _lost(self) -> None:
         """Hand over what nobody can end any more: the loop has ended first."""

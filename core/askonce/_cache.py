@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from typing import Any, ParamSpec, TypeVar, assert_never, overload
+from typing import Any, Literal, ParamSpec, TypeVar, assert_never, overload
 
 from . import _programs as programs
 from ._aio import AsyncCache
@@ -105,16 +105,25 @@ class Cache(View):
         codec: Codec[T] | None = None,
         admit: Admit | None = None,
         share_errors: bool = True,
+        max_wait: Duration | None = None,
     ) -> T:
         """
         Return what is stored for *request*, or what *fn* returns, called once among all who ask at the same time.
 
         The value is in the caller's hand whatever becomes of the cache.  Exceptions of *fn* pass unwrapped; Uncacheable
         is raised for a request that has no canonical form, LeaderFailed if another process computed it and failed; with
-        ``share_errors=False`` one of those who wait computes next instead.
+        ``share_errors=False`` one of those who wait computes next instead.  ``max_wait``: the most that this caller
+        waits for another's answer, in seconds, if less than the policy's.
         """
         value: T = self.serve(
-            request, fn, ttl=ttl, tags=tags, codec=codec, admit=admit, share_errors=share_errors
+            request,
+            fn,
+            ttl=ttl,
+            tags=tags,
+            codec=codec,
+            admit=admit,
+            share_errors=share_errors,
+            max_wait=max_wait,
         ).value
         return value
 
@@ -128,6 +137,7 @@ class Cache(View):
         codec: Codec[T] | None = None,
         admit: Admit | None = None,
         share_errors: bool = True,
+        max_wait: Duration | None = None,
     ) -> Served[T]:
         """Do what ``get_or_compute`` does, and return the value together with its source, age and ttl."""
         control, fetched = current(), None
@@ -144,6 +154,7 @@ class Cache(View):
             ttl=ttl,
             tags=tags,
             share_errors=share_errors,
+            max_wait=max_wait,
             waits=not self._namespace.holds(threading.current_thread()),
         )
         return self._run(programs.get_or_compute(self._namespace.state, wanted, fetched), call)
@@ -157,8 +168,9 @@ class Cache(View):
         tags: Sequence[str] = (),
         codec: Codec[T] | None = None,
         admit: Admit | None = None,
-        drain: Duration = 0.0,
+        drain: Duration | Literal["followed"] = 0.0,
         share_errors: bool = True,
+        max_wait: Duration | None = None,
         fold: Callable[[list[T]], Any] | None = None,
         on_served: Callable[[AnyServed], object] | None = None,
     ) -> Iterator[T]:
@@ -168,7 +180,7 @@ class Cache(View):
         Recorded while they are passed on, and stored only when the producer came to its end.  Who asks meanwhile, in
         any process, is given the same chunks from the first on as they come.  When the consumer goes away early, the
         producer is closed and a follower takes over; with ``drain`` it is read to its end in the background, for at
-        most that long.  No chunk is given twice: if a followed stream breaks off and the model's new answer begins
+        most that long, or, with ``"followed"``, as long as somebody follows.  No chunk is given twice: if a followed stream breaks off and the model's new answer begins
         differently, StreamBroken is raised.
 
         ``share_errors``: those who follow get the producer's error; otherwise one of them calls the model.
@@ -176,7 +188,16 @@ class Cache(View):
         ``Refused``).  ``on_served`` is told of a stored stream before its first chunk.
         """
         asked = self._stream_words(
-            request, codec, admit, drain, fold, on_served, ttl=ttl, tags=tags, share_errors=share_errors
+            request,
+            codec,
+            admit,
+            drain,
+            fold,
+            on_served,
+            ttl=ttl,
+            tags=tags,
+            share_errors=share_errors,
+            max_wait=max_wait,
         )
         return stream(self, asked, fn)
 
@@ -243,6 +264,7 @@ class Cache(View):
         *,
         usable: Callable[[Any], bool] | None = None,
         share_errors: bool = True,
+        max_wait: Duration | None = None,
         codec: Codec[Any] | None = None,
         refresh: bool = False,
     ) -> AnyServed | Lease:
@@ -266,6 +288,7 @@ class Cache(View):
             control,
             waits=not self._namespace.holds(owner),
             share_errors=share_errors,
+            max_wait=max_wait,
         )
         outcome = self._run(programs.begin(self._namespace.state, wanted, fetched, refresh=refresh), call)
         return Lease(self, outcome, call, owner) if isinstance(outcome, programs.Held) else outcome

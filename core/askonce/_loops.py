@@ -38,15 +38,13 @@ async def within(future: Future[T], seconds: float, otherwise: R) -> T | R:
     """
     Return what *future* holds, or *otherwise* after *seconds*.
 
-    Shielded: one impatient caller must not cancel what others wait for.  The future may belong to any thread or loop.
+    One impatient caller does not cancel what others wait for.  The future may belong to any thread or loop.
     """
     waiting = asyncio.wrap_future(future)
     waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, even if nobody asks
-    try:
-        return await asyncio.wait_for(asyncio.shield(waiting), seconds)
-    except TimeoutError:
-        # It may have landed at the last moment, and the error may be the leader's own.
-        return future.result() if future.done() else otherwise
+    # Not wait_for: before Python 3.12 it swallows a cancellation that comes together with the result.
+    await asyncio.wait({waiting}, timeout=seconds)
+    return future.result() if future.done() else otherwise
 
 
 def detach(work: Coroutine[Any, Any, Any], context: Context | None = None) -> asyncio.Task[Any]:

@@ -217,12 +217,15 @@ class Namespace:
         ttl: Duration | None = None,
         tags: Sequence[str] = (),
         label: str | None = None,
+        max_wait: Duration | None = None,
         index: int = 0,
         home: object = None,
         waits: bool = True,
         share_errors: bool = True,
     ) -> Ask:
         """Return a request with all that was decided about it; the call's own words win over the block's."""
+        if max_wait is not None and (most := seconds("max_wait", max_wait)) < policy.max_wait_s:
+            policy = replace(policy, max_wait=most)
         chosen = control.ttl if ttl is None else seconds("ttl", ttl, at_least=0.001)
         return Ask(
             partition=self.state.partition_of(digest),

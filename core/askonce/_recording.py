@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from ._call import Call
 from ._namespace import Namespace
@@ -14,6 +14,9 @@ from ._tapes import Tape
 from .entry import Codec, decode_chunk, encode_chunk, whole
 from .errors import StreamBroken
 from .served import AnyServed
+
+#: How often the leader of a stream whose consumer has gone looks whether anybody follows it.
+LOOK_AGAIN_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,7 @@ class Asked:
     call: Call
     codec: Codec[Any] | None
     drain: float  # seconds for which a stream whose consumer has gone is read to its end
+    while_followed: bool  # ... or as long as somebody follows it
     on_served: Callable[[AnyServed], object] | None = None  # told of what is replayed
 
 

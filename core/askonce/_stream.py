@@ -20,7 +20,7 @@ from ._effects import Program
 from ._flights import Flight
 from ._loops import running_loop
 from ._namespace import Namespace
-from ._recording import Asked, Passed, Recording
+from ._recording import LOOK_AGAIN_S, Asked, Passed, Recording
 from .entry import Corrupt
 from .errors import StreamBroken
 from .served import Served
@@ -83,15 +83,16 @@ def _follow_here(
     if flight.home is not None and flight.home is running_loop():
         return alone  # its leader needs the very loop that this call blocks
     tape, count = flight.tape, 0
-    while not (tape.ended and count == len(tape.chunks)):
-        try:
-            tape.more(count).result(wanted.policy.max_wait_s)
-        except FutureTimeoutError:
-            driver._namespace.state.counters.add_reason("bypassed", "max_wait")
-            return alone
-        for chunk in tape.chunks[count:]:
-            count += 1
-            yield from passed.take(chunk)
+    with tape.follow():
+        while not (tape.ended and count == len(tape.chunks)):
+            try:
+                tape.more(count).result(wanted.policy.max_wait_s)
+            except FutureTimeoutError:
+                driver._namespace.state.counters.add_reason("bypassed", "max_wait")
+                return alone
+            for chunk in tape.chunks[count:]:
+                count += 1
+                yield from passed.take(chunk)
     if tape.error is not None:
         raise tape.error
     if not tape.complete:
@@ -205,13 +206,15 @@ class _Leading:
                     close()
 
     def gone(self) -> None:
-        """The consumer has gone: go on in the background for a while, or hand over."""
-        if self._asked.drain > 0 and not self._over:
+        """The consumer has gone: go on in the background for a while, or as long as somebody follows, or hand over."""
+        followed = self._asked.while_followed and not self._over and self._followed()
+        if followed or (self._asked.drain > 0 and not self._over):
             self._driver._namespace.leave(self._owner)
             self._owner = None
             self._driver._namespace.background.submit(self._drain)
             # A producer that hangs cannot be interrupted; the lease can be given back.
-            self._timer = threading.Timer(self._asked.drain, self._give_up)
+            patience = self._held.wanted.policy.max_wait_s if followed else self._asked.drain
+            self._timer = threading.Timer(patience, self._give_up)
             self._timer.daemon = True
             self._timer.start()
         else:
@@ -223,11 +226,17 @@ class _Leading:
             for chunk in self.producer:
                 self.recording.add(chunk)
                 if time.monotonic() > until:
-                    self.close(None, drained=True)
-                    return
+                    if self._over or not (self._asked.while_followed and self._followed()):
+                        self.close(None, drained=True)
+                        return
+                    until = time.monotonic() + LOOK_AGAIN_S
             self.end()
         except Exception as error:  # noqa: BLE001  nobody is there to hear of it but those who follow
             self.close(error, drained=True)
+
+    def _followed(self) -> bool:
+        program = programs.is_followed(self._driver._namespace.state, self._held)
+        return self.recording.tape.followed or self._driver._run(program, self._asked.call)
 
     def _give_up(self) -> None:
         if self._first():

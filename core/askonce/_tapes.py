@@ -7,7 +7,9 @@ tasks of any event loop alike.  Nothing here blocks.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from threading import RLock
 from weakref import WeakValueDictionary
 
@@ -15,11 +17,22 @@ from weakref import WeakValueDictionary
 class Tape:
     """The chunks of one running stream, in order, and how it ended."""
 
-    __slots__ = ("__weakref__", "_lock", "_waiting", "chunks", "complete", "ended", "error", "size")
+    __slots__ = (
+        "__weakref__",
+        "_followers",
+        "_lock",
+        "_waiting",
+        "chunks",
+        "complete",
+        "ended",
+        "error",
+        "size",
+    )
 
     def __init__(self) -> None:
         self._lock = RLock()  # re-entrant: the garbage collector may end an abandoned stream at any time
         self._waiting: list[Future[None]] = []
+        self._followers = 0
         self.chunks: list[bytes] = []
         self.size = 0
         self.ended = False
@@ -41,6 +54,22 @@ class Tape:
                 return
             self.complete, self.error, self.ended = complete, error, True
         self._wake()
+
+    @property
+    def followed(self) -> bool:
+        """Whether somebody of this process reads along."""
+        return self._followers > 0
+
+    @contextmanager
+    def follow(self) -> Iterator[None]:
+        """Count as somebody who reads along while the code inside runs."""
+        with self._lock:
+            self._followers += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._followers -= 1
 
     def more(self, count: int) -> Future[None]:
         """Return a future that is done when there are more than *count* chunks, or the stream has ended."""

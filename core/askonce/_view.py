@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from ._call import Call
 from ._namespace import Namespace
@@ -178,7 +178,7 @@ class View:
         request: object,
         codec: Codec[Any] | None,
         admit: Admit | None,
-        drain: Duration,
+        drain: Duration | Literal["followed"],
         fold: Callable[[list[Any]], Any] | None,
         on_served: Callable[[AnyServed], object] | None,
         **words: Any,
@@ -186,7 +186,9 @@ class View:
         wanted = self._ask(request, **words)
         call = self._call(codec, admit)
         call.streams, call.fold = True, fold
-        return Asked(wanted, call, codec, seconds("drain", drain), on_served)
+        while_followed = drain == "followed"
+        bound = 0.0 if while_followed else seconds("drain", drain)
+        return Asked(wanted, call, codec, bound, while_followed, on_served)
 
     def _distinct(self, requests: Sequence[object], **words: Any) -> tuple[list[Ask], list[int]]:
         """Return an Ask for each distinct request, numbered in order, and for each request the number of its Ask."""

@@ -55,7 +55,7 @@ class Corrupt(Exception):
 
 
 class Unusable(Corrupt):
-    """The value is what was stored, and no use to this caller."""
+    """What is stored is as it was written, and of no use to this caller: raised by a codec's ``decode``."""
 
 
 class Codec(Protocol[T]):
@@ -63,7 +63,8 @@ class Codec(Protocol[T]):
     How values of one type are written and read.
 
     ``name`` stands in the entry: an entry written by another codec is a miss.  ``encode`` raises Uncacheable for
-    a value that would not come back as it was, or Refused for one that is not to be stored; whatever ``decode`` raises makes the entry a miss.
+    a value that would not come back as it was, or Refused for one that is not to be stored; whatever ``decode`` raises makes the entry a miss,
+    counted as corrupt unless it is Unusable.
     """
 
     @property

@@ -908,6 +908,38 @@ def test_a_follower_takes_over_where_the_leader_left(join):
 
 
 @PAIRS
+def test_a_stream_that_is_followed_is_read_on(join, raw, names):
+    """With ``drain="followed"`` a follower is given the rest of the leader's answer, which is stored."""
+    leader, follower = join()
+    producer, never = Producer(*WORDS, let=2), Producer("something else")
+    leading, following = leader.read("q", producer, drain="followed"), follower.read("q", never)
+    leading.take(2)
+    following.take(2)
+    rest = following.pull()
+    follower.follows()
+    leading.leave()
+    producer.open()
+
+    assert rest.result(10) == list(WORDS)
+    assert (producer.calls, never.calls) == (1, 0)
+    assert follower.read("q", never).take() == list(WORDS)
+    nothing_left(leader, follower)
+
+
+@COLOURS
+def test_a_stream_that_nobody_follows_is_closed(party, colour, raw, names):
+    """With ``drain="followed"`` too: nothing is produced for nobody."""
+    one = party(colour)
+    producer = Producer(*WORDS, let=1)
+    leading = one.read("q", producer, drain="followed")
+    leading.take(1)
+    leading.leave()
+    until(lambda: producer.closed == 1, 5)
+    assert entries(raw, names) == []
+    nothing_left(one)
+
+
+@PAIRS
 def test_half_of_one_answer_is_not_continued_by_half_of_another(join, raw, names):
     """The model says something else this time: StreamBroken, with the number of chunks that were passed on."""
     leader, follower = join()
@@ -2094,7 +2126,7 @@ def test_many_streams_leave_nothing_behind(party, raw, names):
     for one in (threads, other):
         assert one.namespace._orphans.empty()
         assert one.namespace.state.refresh_failures == {}
-    until(lambda: not raw.keys(names.k + b"*") and not raw.keys(names.r + b"*"), 3)
+    until(lambda: not raw.keys(names.k + b"*") and not raw.keys(names.r + b"*"), 10)
     assert set(raw.scan_iter(names.prefix + b"*")) <= {
         names.l, names.x, names.c, names.f, names.s, *entries(raw, names),
     }  # fmt: skip

@@ -309,7 +309,7 @@ def looks(state, chunks=(), holder=b"7:40:theirs", left_ms=5000, count=0):
     def answer(effect):
         names = state.partitions[0].names
         assert effect.commands[0] == ("LRANGE", names.prefix + RUNNING, count, -1)
-        replies = {"LRANGE": list(chunks), "GET": holder, "PTTL": left_ms}
+        replies = {"LRANGE": list(chunks), "GET": holder, "PTTL": left_ms, "SET": b"OK"}
         return [replies[command[0]] for command in effect.commands]
 
     return (Ask, answer)
@@ -504,7 +504,8 @@ def test_whatever_happens_while_following_no_registration_is_left(state, leader,
             case Ask():
                 holder = b"7:40:theirs" if leader == "at work" else None
                 return [
-                    {"LRANGE": [], "GET": holder, "PTTL": 5000}[command[0]] for command in effect.commands
+                    {"LRANGE": [], "GET": holder, "PTTL": 5000, "SET": b"OK"}[command[0]]
+                    for command in effect.commands
                 ]
             case Sleep():
                 return 200.0

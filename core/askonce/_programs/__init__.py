@@ -17,7 +17,7 @@ from .compute import get_or_compute
 from .find import lookup
 from .many import get_many, get_or_compute_many, store_many
 from .state import Ask, Partition, State
-from .stream import Elsewhere, end, fallback, pull, rest, tune_in
+from .stream import Elsewhere, end, fallback, is_followed, pull, rest, tune_in
 from .write import store
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "get_or_compute_many",
     "invalidate",
     "invalidate_tag",
+    "is_followed",
     "lookup",
     "publish_call",
     "pull",

@@ -24,8 +24,10 @@ from .find import Found, failed, find, serve, use
 from .state import Ask, State
 from .write import Grant, release
 
+#: Behind the name of a stream's chunks: somebody in another process follows it.
+_FOLLOWED: Final = b":f"
 #: How long published chunks outlive their stream.
-_LINGER_MS: Final = 2_000
+_LINGER_MS: Final = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,11 +188,12 @@ def _follow(
     part, left = wanted.partition, wanted.policy.max_wait_s
     running = part.names.r + b"%b:%d" % (wanted.digest, elsewhere.fence)
     lease = part.names.k + wanted.digest
+    following = ("SET", running + _FOLLOWED, b"", "PX", wanted.policy.lease_ms)
     while left > 0:
         waiter = yield from listen(part.index, wanted.digest, chunks=True)
         try:
-            chunks, holder, left_ms = yield from ask(
-                part.index, ("LRANGE", running, count, -1), ("GET", lease), ("PTTL", lease)
+            chunks, holder, left_ms, _ = yield from ask(
+                part.index, ("LRANGE", running, count, -1), ("GET", lease), ("PTTL", lease), following
             )
             if chunks:
                 whole = chunks[-1] == END_MARK
@@ -254,6 +257,20 @@ def end(
         except BackendUnavailable:
             state.counters.add("backend_errors")  # it expires with the lease
     return stored
+
+
+def is_followed(state: State, held: Held) -> Program[bool]:
+    """Return whether somebody in another process follows the stream that this caller leads."""
+    if held.grant is None:
+        return False
+    part = held.wanted.partition
+    running = part.names.r + b"%b:%d" % (held.wanted.digest, held.grant.fence)
+    try:
+        (there,) = yield from ask(part.index, ("EXISTS", running + _FOLLOWED))
+    except BackendUnavailable:
+        state.counters.add("backend_errors")
+        return False
+    return bool(there)
 
 
 def fallback(state: State, wanted: Ask) -> Program[list[bytes] | None]:

@@ -63,8 +63,8 @@ class Codec(Protocol[T]):
     How values of one type are written and read.
 
     ``name`` stands in the entry: an entry written by another codec is a miss.  ``encode`` raises Uncacheable for
-    a value that would not come back as it was, or Refused for one that is not to be stored; whatever ``decode`` raises makes the entry a miss,
-    counted as corrupt unless it is Unusable.
+    a value that would not come back as it was, or Refused for one that is not to be stored; whatever ``decode``
+    raises makes the entry a miss, counted as corrupt unless it is Unusable.
     """
 
     @property

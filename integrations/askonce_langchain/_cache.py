@@ -27,10 +27,11 @@ from askonce.served import AnyServed
 
 from . import _hooks
 from ._admission import refusal
-from ._calls import ModelCall, running
+from ._calls import Call, ModelCall, call_of_task, running
 from ._codec import GenerationsCodec, copied, mark
 from ._keys import request
-from ._shape import as_invoked, as_text
+from ._live import several_answers
+from ._shape import as_invoked
 
 _CODEC: Final = GenerationsCodec()
 _log = logging.getLogger("askonce.langchain")
@@ -89,7 +90,7 @@ class AskonceCache(BaseCache):
 
     def lookup(self, prompt: str, llm_string: str) -> RETURN_VAL_TYPE | None:
         """Return the stored generations, new objects in a list that is never empty; None if there are none."""
-        call = self._call()
+        call = self._call_of_lookup(prompt)
         if call is not None:
             with call.words():
                 return self._begin(call, prompt, llm_string)
@@ -102,7 +103,7 @@ class AskonceCache(BaseCache):
 
     async def alookup(self, prompt: str, llm_string: str) -> RETURN_VAL_TYPE | None:
         """Return what ``lookup`` returns, without a thread."""
-        call = self._call()
+        call = self._call_of_lookup(prompt, call_of_task)
         if call is not None:
             with call.words():
                 return await self._abegin(call, prompt, llm_string)
@@ -115,9 +116,8 @@ class AskonceCache(BaseCache):
 
     def update(self, prompt: str, llm_string: str, return_val: RETURN_VAL_TYPE) -> None:
         """Store the generations, unless they are not worth keeping or would not come back as they are."""
-        call = running.get()
-        if call is not None and call.cache is self:
-            self._finish(call, prompt, return_val)
+        if (call := self._call_of_update(prompt)) is not None:
+            self._finish(call, prompt, llm_string, return_val)
             return
         with Spared(self._cache.reject):
             asked = request(prompt, llm_string)
@@ -126,9 +126,8 @@ class AskonceCache(BaseCache):
 
     async def aupdate(self, prompt: str, llm_string: str, return_val: RETURN_VAL_TYPE) -> None:
         """Do what ``update`` does, without a thread."""
-        call = running.get()
-        if call is not None and call.cache is self:
-            await self._afinish(call, prompt, return_val)
+        if (call := self._call_of_update(prompt, call_of_task)) is not None:
+            await self._afinish(call, prompt, llm_string, return_val)
             return
         with Spared(self._cache.reject):
             asked = request(prompt, llm_string)
@@ -153,18 +152,22 @@ class AskonceCache(BaseCache):
 
     # --- for a call that the hooks see ------------------------------------------------------------------------
 
-    def _asked(self, call: ModelCall, prompt: str, llm_string: str) -> object:
+    def _asked(self, call: Call, prompt: str, llm_string: str) -> object:
         """Return the request of *call*; raise Uncacheable if it cannot be told."""
         return request(prompt, llm_string, call.live() if self.live_parameters else None)
 
     def _request(self, call: ModelCall, prompt: str, llm_string: str) -> object | None:
         """Return the request of a stream; None, counted, if it is to pass uncached."""
         with Spared(self._cache.bypass, "uncacheable"):
-            return None if is_off() else self._asked(call, prompt, llm_string)
+            if is_off():
+                return None
+            if not several_answers(call.model, call.arguments):
+                return self._asked(call, prompt, llm_string)
+            self._cache.bypass("several answers")  # a stream of those is none of any
         _check_the_miss()
         return None
 
-    def _begin(self, call: ModelCall, prompt: str, llm_string: str) -> list[Generation] | None:
+    def _begin(self, call: Call, prompt: str, llm_string: str) -> list[Generation] | None:
         """Return what is stored, or what another caller computes now; None if *call* is to compute it."""
         with Spared(self._cache.bypass, "uncacheable"):
             if is_off():
@@ -172,13 +175,15 @@ class AskonceCache(BaseCache):
             asked = self._asked(call, prompt, llm_string)
             outcome = self._cache.begin(asked, share_errors=False, codec=call.codec)
             if not isinstance(outcome, Lease):
-                return self._hit(outcome)
+                hit = self._hit(outcome)
+                call.served = hit is not None
+                return hit
             call.lead(prompt, outcome)
             return None
         _check_the_miss()
         return None
 
-    async def _abegin(self, call: ModelCall, prompt: str, llm_string: str) -> list[Generation] | None:
+    async def _abegin(self, call: Call, prompt: str, llm_string: str) -> list[Generation] | None:
         """Return what ``begin`` returns."""
         with Spared(self._cache.bypass, "uncacheable"):
             if is_off():
@@ -186,29 +191,33 @@ class AskonceCache(BaseCache):
             asked = self._asked(call, prompt, llm_string)
             outcome = await self._cache.aio.begin(asked, share_errors=False, codec=call.codec)
             if not isinstance(outcome, AsyncLease):
-                return self._hit(outcome)
+                hit = self._hit(outcome)
+                call.served = hit is not None
+                return hit
             call.lead(prompt, outcome)
             return None
         _check_the_miss()
         return None
 
-    def _finish(self, call: ModelCall, prompt: str, generations: Sequence[Generation]) -> None:
+    def _finish(self, call: Call, prompt: str, llm_string: str, generations: Sequence[Generation]) -> None:
         """Store the answer that *call* computed, and serve those who wait for it."""
         lease = call.led(prompt)
         if not isinstance(lease, Lease):
             return  # it passed uncached
         with Spared(self._cache.reject), lease:
-            if (shaped := self._formed(call, generations)) is not None:
+            if (shaped := self._shaped(call.shaped(generations, llm_string))) is not None:
                 lease.finish(shaped)
 
-    async def _afinish(self, call: ModelCall, prompt: str, generations: Sequence[Generation]) -> None:
+    async def _afinish(
+        self, call: Call, prompt: str, llm_string: str, generations: Sequence[Generation]
+    ) -> None:
         """Do what ``finish`` does."""
         lease = call.led(prompt)
         if not isinstance(lease, AsyncLease):
             return
         with Spared(self._cache.reject):
             async with lease:
-                if (shaped := self._formed(call, generations)) is not None:
+                if (shaped := self._shaped(call.shaped(generations, llm_string))) is not None:
                     await lease.finish(shaped)
 
     def _marked(self, generations: list[Generation], source: str, age: float) -> list[Generation]:
@@ -216,10 +225,19 @@ class AskonceCache(BaseCache):
         mark(generations, source, age, keep_usage=self._keep_usage)
         return generations
 
-    def _call(self) -> ModelCall | None:
-        """Return the call that this lookup is made by, if the hooks see it."""
-        call = running.get()
-        return call if call is not None and call.cache is self and call.looks_up() else None
+    def _call_of_lookup(
+        self, prompt: str, unseen: Callable[[object], Call | None] = lambda _: None
+    ) -> Call | None:
+        """Return the call that this lookup is made by, if it is seen to end."""
+        call = running.get() or unseen(self)
+        return call if call is not None and call.cache is self and call.looks_up(prompt) else None
+
+    def _call_of_update(
+        self, prompt: str, unseen: Callable[[object], Call | None] = lambda _: None
+    ) -> Call | None:
+        """Return the call that has looked up what is updated now."""
+        call = running.get() or unseen(self)
+        return call if call is not None and call.cache is self and call.looked_up(prompt) else None
 
     def _hit(self, served: AnyServed) -> list[Generation] | None:
         value = served.value
@@ -228,12 +246,6 @@ class AskonceCache(BaseCache):
             if value is None:
                 return None
         return self._marked(value, served.source.value, served.age)
-
-    def _formed(self, call: ModelCall, generations: Sequence[Generation]) -> Sequence[Generation] | None:
-        """Return the answer of *call* in the shape that its model gives; None, counted, if it has none."""
-        if getattr(call.model, "output_version", None) == "v1":
-            return generations
-        return self._shaped(as_text(generations))
 
     def _shaped(self, shaped: Sequence[Generation] | None) -> Sequence[Generation] | None:
         if shaped is None:

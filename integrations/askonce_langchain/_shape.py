@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from langchain_core.language_models import BaseLanguageModel
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, Generation
 
@@ -32,6 +33,13 @@ def as_invoked(generations: Sequence[Generation], llm_string: str) -> Sequence[G
     if fields is None or fields.get("output_version") == "v1":
         return generations
     return as_text(generations)
+
+
+def as_given_by(
+    model: BaseLanguageModel[Any], generations: Sequence[Generation]
+) -> Sequence[Generation] | None:
+    """Return *generations* in the shape that *model* gives them to a plain ``invoke``; None if they have none."""
+    return generations if getattr(model, "output_version", None) == "v1" else as_text(generations)
 
 
 def as_text(generations: Sequence[Generation]) -> Sequence[Generation] | None:

@@ -358,7 +358,7 @@ class TestWhatPassesUncached:
         assert provider.chat(cache).invoke("q").text == "answer 1-0"
         cache.update("p", "l", X)
         monkeypatch.undo()
-        monkeypatch.setattr("askonce_langchain._cache.as_text", fail)
+        monkeypatch.setattr("askonce_langchain._calls.as_given_by", fail)
         assert provider.chat(cache).invoke("q").text == "answer 2-0"
         assert cache.cache.stats().bypass_reasons == {"error": 1}
         assert cache.cache.stats().rejection_reasons == {"error": 2}

@@ -10,15 +10,17 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # openai 2 and LlamaIndex's own OpenAI client exclude openai 3: they are tested in an environment of their own.
 SDK2 ?= .venv-sdk2
+# Other projects' caches, for benchmarks alone.
+PEERS ?= .venv-peers
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 
 LOCK = $(UV) pip compile --quiet --upgrade --no-emit-index-url --no-annotate --no-header --universal \
   --python-version 3.11 pyproject.toml
 
-.PHONY: help demo test check bench proofs chaos soak fmt lock clean
+.PHONY: help demo test check bench bench-langchain proofs chaos soak fmt lock clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 demo: $(READY)  ## explain the standard library with four workers that share one cache (under a minute)
 	@$(BIN)/python -m examples.docgen $(ARGS)
@@ -32,6 +34,9 @@ check: $(READY)  ## the same without the tests
 bench: $(READY)  ## medians and ratios to a bare redis-py GET, interleaved in one run
 	@$(BIN)/python -m tests.benchmarks.bench $(ARGS)
 	@$(BIN)/python -m tests.benchmarks.once $(ARGS)
+
+bench-langchain: $(PEERS)/.ready  ## LangChain's own caches on Redis beside ours, in one run
+	@PYTHONPATH=core:integrations $(PEERS)/bin/python -W ignore -m tests.benchmarks.langchain_peers $(ARGS)
 
 proofs: $(READY)  ## single-flight, fencing, invalidation races, drift of the books, faults: at full length, with figures
 	@ASKONCE_DRIFT_SECONDS=20 $(BIN)/python -m pytest -q -s tests/contract/test_drift.py tests/contract/test_flights.py \
@@ -51,9 +56,11 @@ lock: $(UV)  ## resolve the pinned versions anew, of both environments
 	@$(LOCK) --extra langchain --extra openai --extra llama-index --extra embedded --extra zstd --group dev --output-file requirements/dev.txt
 	@$(LOCK) --extra langchain --extra openai --extra llama-index --extra embedded --extra zstd --group sdk2 \
 	  --output-file requirements/sdk2.txt
+	@$(UV) pip compile --quiet --upgrade --no-emit-index-url --no-annotate --no-header --universal --python-version 3.11 \
+	  requirements/langchain-peers.in --output-file requirements/langchain-peers.txt
 
 clean:  ## remove what the targets made
-	@rm -rf $(VENV) $(SDK2) .tools .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist build
+	@rm -rf $(VENV) $(SDK2) $(PEERS) .tools .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist build
 
 # The development environment: pinned versions, and this package in place. No download but from the package index.
 $(READY): requirements/dev.txt pyproject.toml | $(UV)
@@ -62,6 +69,12 @@ $(READY): requirements/dev.txt pyproject.toml | $(UV)
 	@$(UV) pip sync --quiet --python $(BIN)/python requirements/dev.txt
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $(READY)
+
+$(PEERS)/.ready: requirements/langchain-peers.txt | $(UV)
+	@echo "setting up $(PEERS) ..."
+	@$(UV) venv --quiet --allow-existing --no-python-downloads --python $(PYTHON) $(PEERS)
+	@$(UV) pip sync --quiet --python $(PEERS)/bin/python requirements/langchain-peers.txt
+	@touch $(PEERS)/.ready
 
 $(SDK2)/.ready: requirements/sdk2.txt pyproject.toml | $(UV)
 	@echo "setting up $(SDK2) ..."

@@ -10,7 +10,6 @@ browser that goes away leaves nothing half stored.
 """
 
 import argparse
-import os
 import socket
 import sys
 import threading
@@ -25,9 +24,9 @@ from fastapi.responses import HTMLResponse, StreamingResponse
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessageChunk
 from langchain_openai import ChatOpenAI
-from pydantic import SecretStr
 
 from askonce_langchain import AskonceCache
+from examples.provider import has_key, standin_client
 from examples.standin import start
 
 MODEL = "gpt-4.1-mini"
@@ -118,20 +117,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--url", help="a Redis to use instead of ASKONCE_URL or an embedded one")
     parser.add_argument("--port", type=int, default=8000)
     options = parser.parse_args(arguments)
-    if options.live and not os.environ.get("OPENAI_API_KEY"):
-        print("--live asks the real model and needs OPENAI_API_KEY in the environment.", file=sys.stderr)
+    if options.live and not has_key():
         return 2
     with ExitStack() as stack:
         cache = AskonceCache(options.url, namespace="examples")
         stack.callback(cache.cache.close)
-        if options.live:
-            model = ChatOpenAI(model=MODEL, cache=cache)
-        else:
-            provider = stack.enter_context(start()).base_url
-            model = ChatOpenAI(
-                model=MODEL, cache=cache, base_url=provider, api_key=SecretStr("any"), max_retries=6
-            )
-        app = create_app(model)
+        client = {} if options.live else standin_client(stack.enter_context(start()).base_url)
+        app = create_app(ChatOpenAI(model=MODEL, cache=cache, **client))
         if options.check:
             return 0 if check(app) else 1
         uvicorn.run(app, port=options.port)

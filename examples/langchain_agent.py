@@ -8,12 +8,9 @@ A LangChain agent with tools, cached by one middleware: its model calls, and the
 question is streamed: what comes from the cache is streamed as well.
 """
 
-import argparse
 import inspect
-import os
 import pydoc
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 from langchain.agents import create_agent
@@ -21,10 +18,9 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from langgraph.graph.state import CompiledStateGraph
-from pydantic import SecretStr
 
 from askonce_langchain import AskonceMiddleware
-from examples.standin import start
+from examples.provider import run
 
 MODEL = "gpt-4.1-mini"
 SYSTEM = "Answer questions about Python's standard library.  Look the name up first."
@@ -50,10 +46,10 @@ def agent_of(model: ChatOpenAI, cache: AskonceMiddleware) -> CompiledStateGraph[
     return create_agent(model, [doc_of], system_prompt=SYSTEM, middleware=[cache])
 
 
-def show(model: ChatOpenAI, url: str | None) -> None:
+def show(client: dict[str, Any], url: str | None) -> None:
     """Ask four questions, two of them twice or nearly so, and stream the first one again."""
     cache = AskonceMiddleware(url, safe_tools=["doc_of"], namespace="examples")
-    agent = agent_of(model, cache)
+    agent = agent_of(ChatOpenAI(model=MODEL, temperature=0, **client), cache)
     for question in ASKED:
         print(question)
         looked_up.clear()
@@ -82,26 +78,5 @@ def _said(message: object) -> str:
             return ""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the example; 2 if there is no key to ask a provider with."""
-    parser = argparse.ArgumentParser(prog="python -m examples.langchain_agent", description="A cached agent.")
-    parser.add_argument("--live", action="store_true", help="ask OpenAI instead of the stand-in")
-    parser.add_argument("--url", help="a Redis to use instead of ASKONCE_URL or an embedded one")
-    options = parser.parse_args(arguments)
-    if options.live:
-        if not os.environ.get("OPENAI_API_KEY"):
-            print("--live asks the real model and needs OPENAI_API_KEY in the environment.", file=sys.stderr)
-            return 2
-        show(ChatOpenAI(model=MODEL, temperature=0), options.url)
-        return 0
-    with start() as standin:
-        model = ChatOpenAI(
-            model=MODEL, temperature=0, base_url=standin.base_url, api_key=SecretStr("any"), max_retries=6
-        )
-        show(model, options.url)
-        print(f"the model was asked {standin.stats().calls} times")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("langchain_agent", "A cached agent.", show))

@@ -8,10 +8,7 @@ Two nodes look at the last question.  Asked again, in the same thread or another
 keeps every question and every answer.
 """
 
-import argparse
-import os
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 from langchain_core.messages import HumanMessage, SystemMessage
@@ -21,10 +18,9 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import CachePolicy
-from pydantic import SecretStr
 
 from askonce_langchain import AskonceNodeCache, message_key
-from examples.standin import start
+from examples.provider import run
 
 MODEL = "gpt-4.1-mini"
 ASKED = (
@@ -59,10 +55,10 @@ def graph_of(model: ChatOpenAI, cache: AskonceNodeCache[Any]) -> CompiledStateGr
     return builder.compile(cache=cache, checkpointer=InMemorySaver())
 
 
-def show(model: ChatOpenAI, url: str | None) -> None:
+def show(client: dict[str, Any], url: str | None) -> None:
     """Ask three questions in one thread, one of them twice, and one in another."""
     cache: AskonceNodeCache[Any] = AskonceNodeCache(url, namespace="examples", version="1")
-    graph = graph_of(model, cache)
+    graph = graph_of(ChatOpenAI(model=MODEL, temperature=0, **client), cache)
     for thread, question in ASKED:
         config: RunnableConfig = {"configurable": {"thread_id": thread}}
         print(f"{thread}: {question}")
@@ -76,26 +72,5 @@ def show(model: ChatOpenAI, url: str | None) -> None:
     cache.cache.close()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the example; 2 if there is no key to ask a provider with."""
-    parser = argparse.ArgumentParser(prog="python -m examples.langgraph_graph", description="A cached graph.")
-    parser.add_argument("--live", action="store_true", help="ask OpenAI instead of the stand-in")
-    parser.add_argument("--url", help="a Redis to use instead of ASKONCE_URL or an embedded one")
-    options = parser.parse_args(arguments)
-    if options.live:
-        if not os.environ.get("OPENAI_API_KEY"):
-            print("--live asks the real model and needs OPENAI_API_KEY in the environment.", file=sys.stderr)
-            return 2
-        show(ChatOpenAI(model=MODEL, temperature=0), options.url)
-        return 0
-    with start() as standin:
-        model = ChatOpenAI(
-            model=MODEL, temperature=0, base_url=standin.base_url, api_key=SecretStr("any"), max_retries=6
-        )
-        show(model, options.url)
-        print(f"the model was asked {standin.stats().calls} times")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("langgraph_graph", "A cached graph.", show))

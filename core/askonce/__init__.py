@@ -28,6 +28,7 @@ from .policy import Admit, Duration, Freshness, Hot, Policy, Refused, Size
 from .served import Served, Source
 from .stats import EntryInfo, Event, Stats, Usage
 from .upstream import in_upstream, upstream
+from .vectors import VectorCodec
 
 __all__ = [
     "Admit",
@@ -60,6 +61,7 @@ __all__ = [
     "Uncacheable",
     "Unusable",
     "Usage",
+    "VectorCodec",
     "Verbatim",
     "control",
     "in_upstream",

@@ -12,12 +12,12 @@ from typing import Any, Final, Literal
 
 from langchain_core.embeddings import Embeddings
 
-from askonce import Cache, ConfigurationError, Uncacheable, control, upstream
+from askonce import Cache, ConfigurationError, Uncacheable, VectorCodec, control, upstream
 from askonce.keys import Request
+from askonce.vectors import ragged
 
 from ._given import cache_of
 from ._identity import identity
-from ._vectors import VectorCodec, ragged
 
 _KIND: Final = "langchain.embedding"
 

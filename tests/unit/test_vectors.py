@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from askonce import Refused
-from askonce_langchain._vectors import VectorCodec, ragged
+from askonce import Refused, VectorCodec
+from askonce.vectors import ragged
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 CODEC = VectorCodec()

@@ -1,5 +1,5 @@
 """
-How a vector is written: its numbers as they are, little-endian, four bytes each if that loses nothing, else eight.
+How an embedding is written: its numbers as they are, little-endian, four bytes each if that loses nothing, else eight.
 
 Most providers compute in 32 bits, so that four bytes mostly do.  Nothing is ever rounded: a hit equals the miss.
 """
@@ -12,13 +12,17 @@ from array import array
 from collections.abc import Sequence, Sized
 from typing import Final, Literal
 
-from askonce import Refused
+from .policy import Refused
 
 _WIDTHS: Final[dict[bytes, Literal["f", "d"]]] = {b"f": "f", b"d": "d"}
 
 
 class VectorCodec:
-    """Writes and reads one vector; one codec a batch, which says when the batch is not to be trusted."""
+    """
+    Writes and reads the vectors of one batch: numbers little-endian, in four bytes each where that loses nothing.
+
+    A ``Codec`` for ``get_or_compute_many``; make one for each batch.
+    """
 
     name = "vector"
 

@@ -14,20 +14,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from langchain.agents.middleware.types import AgentMiddleware, ModelRequest, ModelResponse
-from langchain.agents.structured_output import (
-    AutoStrategy,
-    OutputToolBinding,
-    ProviderStrategy,
-    ProviderStrategyBinding,
-    ToolStrategy,
-)
-from langchain_core.language_models import BaseChatModel
-from langchain_core.load import dumps
-from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+from langchain_core.messages import ToolMessage
 from langchain_core.outputs import ChatGeneration
 from langchain_core.runnables.config import var_child_runnable_config
-from langchain_core.tools import BaseTool
-from langchain_core.utils.function_calling import convert_to_openai_tool
 from langgraph.prebuilt.tool_node import ToolCallRequest
 from langgraph.types import Command
 
@@ -36,28 +25,19 @@ from askonce import (
     ConfigurationError,
     LeaderFailed,
     NotCached,
-    Refused,
     Request,
     Served,
     Source,
     Uncacheable,
-    Verbatim,
     control,
 )
 from askonce.control import current
 from askonce.keys import canonical
 
-from ._admission import refusal
+from ._agent_calls import ResponseCodec, ResultCodec, is_answer, model_call, tool_call, tool_result
 from ._codec import mark
 from ._given import cache_of
-from ._live import live, sets_limit
-from ._message_key import canonical_messages
-from ._node_cache import ValuesCodec
-from ._shape import as_invoked
 
-_MODEL_CALL: Final = "langchain.agent"
-_TOOL_CALL: Final = "langchain.tool"
-_VALUES: Final = ValuesCodec()
 _FAILED: Final = "leader failed"
 #: Sources of a value that this caller's own handler returned.
 _OWN: Final = frozenset({Source.COMPUTED, Source.BYPASSED})
@@ -110,7 +90,7 @@ class AskonceMiddleware(_Middleware):
 
     def wrap_model_call(self, request: ModelRequest[Any], handler: _ModelHandler) -> ModelResponse[Any]:
         """Return the stored answer, or the model's, asked once among all who ask the same at the same time."""
-        asked = self._asked(_model_call, request, handler)
+        asked = self._asked(model_call, request, handler)
         if asked is None:
             return handler(request)
 
@@ -119,7 +99,7 @@ class AskonceMiddleware(_Middleware):
                 return handler(request)
 
         try:
-            served = self._cache.serve(asked, ask, codec=_ResponseCodec(request))
+            served = self._cache.serve(asked, ask, codec=ResponseCodec(request))
         except LeaderFailed:  # elsewhere; this caller is owed the model's answer, or its error
             self._cache.bypass(_FAILED)
             return ask()
@@ -129,7 +109,7 @@ class AskonceMiddleware(_Middleware):
         self, request: ModelRequest[Any], handler: _AsyncModelHandler
     ) -> ModelResponse[Any]:
         """Do what ``wrap_model_call`` does, without a thread."""
-        asked = self._asked(_model_call, request, handler)
+        asked = self._asked(model_call, request, handler)
         if asked is None:
             return await handler(request)
         caller = asyncio.current_task()
@@ -142,7 +122,7 @@ class AskonceMiddleware(_Middleware):
                 return await handler(request)
 
         try:
-            served = await self._cache.aio.serve(asked, ask, codec=_ResponseCodec(request))
+            served = await self._cache.aio.serve(asked, ask, codec=ResponseCodec(request))
         except LeaderFailed:  # as above
             self._cache.bypass(_FAILED)
             return await ask()
@@ -152,30 +132,30 @@ class AskonceMiddleware(_Middleware):
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], _ToolResult]
     ) -> _ToolResult:
         """Return the stored result of a safe tool, or the tool's."""
-        asked = self._asked(_tool_call, request) if request.tool_call["name"] in self._safe else None
+        asked = self._asked(tool_call, request) if request.tool_call["name"] in self._safe else None
         if asked is None:
             return handler(request)
         try:
-            served = self._cache.serve(asked, lambda: handler(request), codec=_ResultCodec(request))
+            served = self._cache.serve(asked, lambda: handler(request), codec=ResultCodec(request))
         except LeaderFailed:
             self._cache.bypass(_FAILED)
             return handler(request)
-        result = _result(served, request)
+        result = tool_result(served, request)
         return handler(request) if result is None else result
 
     async def awrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[_ToolResult]]
     ) -> _ToolResult:
         """Do what ``wrap_tool_call`` does, without a thread."""
-        asked = self._asked(_tool_call, request) if request.tool_call["name"] in self._safe else None
+        asked = self._asked(tool_call, request) if request.tool_call["name"] in self._safe else None
         if asked is None:
             return await handler(request)
         try:
-            served = await self._cache.aio.serve(asked, lambda: handler(request), codec=_ResultCodec(request))
+            served = await self._cache.aio.serve(asked, lambda: handler(request), codec=ResultCodec(request))
         except LeaderFailed:
             self._cache.bypass(_FAILED)
             return await handler(request)
-        result = _result(served, request)
+        result = tool_result(served, request)
         return await handler(request) if result is None else result
 
     def _asked(
@@ -217,184 +197,10 @@ class AskonceMiddleware(_Middleware):
         if served.source is Source.COALESCED:  # what is not stored is handed over as the leader's own object
             copies = [message.model_copy(deep=True, update={"id": None}) for message in response.result]
             response = ModelResponse(copies, response.structured_response)
-        answers = [ChatGeneration(message=message) for message in response.result if _is_answer(message)]
+        answers = [ChatGeneration(message=message) for message in response.result if is_answer(message)]
         mark(answers, served.source.value, served.age, keep_usage=self._keep_usage)
         return response
 
 
 #: What LangChain hands on instead of the model where further middleware stands behind.
 _NOT_LAST: Final = ("_chain_model_call_handlers.", "_chain_async_model_call_handlers.")
-
-
-def _is_answer(message: BaseMessage) -> bool:
-    return isinstance(message, AIMessage)
-
-
-# --- the key of a model's call ------------------------------------------------------------------------------------
-
-
-def _model_call(request: ModelRequest[Any]) -> Request:
-    if not isinstance(request.model, BaseChatModel):
-        kind = type(request.model).__qualname__
-        raise Uncacheable(f"model: {kind} decides at the call what it asks; give a chat model")
-    system = [] if request.system_message is None else [request.system_message]
-    return Request(
-        _MODEL_CALL,
-        {
-            "model": live(request.model, None, request.model_settings),
-            "messages": canonical_messages([*system, *request.messages]),
-            "tools": [_tool(tool) for tool in request.tools],
-            "tool_choice": Verbatim(request.tool_choice),
-            "response_format": _format(request.response_format),
-            "agent": _agent_name(),
-        },
-    )
-
-
-def _tool(tool: BaseTool | dict[str, Any]) -> object:
-    if isinstance(tool, dict):
-        return Verbatim(tool)
-    extras = getattr(tool, "extras", None)  # what a provider is sent beside the schema
-    return {"tool": Verbatim(convert_to_openai_tool(tool)), "extras": Verbatim(extras)}
-
-
-def _format(wanted: object) -> object:
-    if wanted is None:
-        return None
-    specs = [
-        {
-            "name": spec.name,
-            "description": spec.description,
-            "strict": spec.strict,
-            "schema": Verbatim(spec.json_schema),
-        }
-        for spec in _specs(wanted)
-    ]
-    said = wanted.tool_message_content if isinstance(wanted, ToolStrategy) else None
-    return {"strategy": type(_strategy(wanted)).__name__, "schemas": specs, "tool_message": said}
-
-
-def _strategy(wanted: Any) -> Any:
-    """Return *wanted* as create_agent takes it: a schema alone leaves the way to the model's abilities."""
-    return (
-        wanted if isinstance(wanted, AutoStrategy | ProviderStrategy | ToolStrategy) else AutoStrategy(wanted)
-    )
-
-
-def _specs(wanted: object) -> Sequence[Any]:
-    strategy = _strategy(wanted)
-    if isinstance(strategy, ProviderStrategy):
-        return [strategy.schema_spec]
-    return (strategy if isinstance(strategy, ToolStrategy) else ToolStrategy(strategy.schema)).schema_specs
-
-
-def _agent_name() -> object:
-    """Return the agent's name, which create_agent writes on its answers."""
-    config = var_child_runnable_config.get() or {}
-    return (config.get("metadata") or {}).get("lc_agent_name")
-
-
-# --- what is stored of a model's answer ---------------------------------------------------------------------------
-
-
-class _ResponseCodec:
-    """
-    Writes and reads a model's response: its messages, and whether a structured response was made from them.
-
-    That is made anew on a hit, by the caller's own schema, as create_agent makes it.
-    """
-
-    name = "langchain.agent"
-
-    def __init__(self, request: ModelRequest[Any]) -> None:
-        self._request = request
-
-    def encode(self, value: ModelResponse[Any]) -> bytes:
-        asked = self._request
-        if type(value) is not ModelResponse:
-            raise Uncacheable(f"answer: {type(value).__qualname__} is no ModelResponse")
-        answers = [ChatGeneration(message=message) for message in value.result if _is_answer(message)]
-        if why := refusal(answers, limited=sets_limit(asked.model, asked.model_settings)):
-            raise Refused(why)
-        structured = value.structured_response is not None
-        # Without a structured response, a further message asks the model to try again.
-        if not structured and len(value.result) > len(answers):
-            raise Refused("invalid")
-        if structured and not self._structured(value.result) == value.structured_response:
-            raise Uncacheable("answer: the structured response does not follow from the messages")
-        plain = as_invoked(answers, dumps(asked.model))
-        if plain is None:
-            raise Refused("shape")
-        messages = iter(
-            [generation.message for generation in plain if isinstance(generation, ChatGeneration)]
-        )
-        whole = [next(messages) if _is_answer(message) else message for message in value.result]
-        return _VALUES.encode([whole, structured])
-
-    def decode(self, data: bytes) -> ModelResponse[Any]:
-        messages, structured = _VALUES.decode(data)
-        return ModelResponse(messages, self._structured(messages) if structured else None)
-
-    def _structured(self, messages: Sequence[BaseMessage]) -> object:
-        strategy, answer = _strategy(self._request.response_format), messages[0]
-        if not isinstance(answer, AIMessage):
-            raise TypeError("no answer")
-        if not isinstance(strategy, ProviderStrategy):
-            bindings = {spec.name: OutputToolBinding.from_schema_spec(spec) for spec in _specs(strategy)}
-            for call in answer.tool_calls:
-                if call["name"] in bindings:
-                    return bindings[call["name"]].parse(call["args"])
-        provider = strategy if isinstance(strategy, ProviderStrategy) else ProviderStrategy(strategy.schema)
-        return ProviderStrategyBinding.from_schema_spec(provider.schema_spec).parse(answer)
-
-
-# --- tools --------------------------------------------------------------------------------------------------------
-
-
-def _tool_call(request: ToolCallRequest) -> Request:
-    tool = request.tool
-    if tool is None:
-        raise Uncacheable("tool: it is not registered")
-    if _parameters(tool.tool_call_schema) not in (None, _parameters(tool.get_input_schema())):
-        raise Uncacheable("tool: it is injected more than its arguments")
-    return Request(_TOOL_CALL, {"tool": _tool(tool), "arguments": Verbatim(request.tool_call["args"])})
-
-
-def _parameters(schema: Any) -> set[str] | None:
-    """Return the names in the schema of a tool; None for one that was given as a mapping."""
-    if isinstance(schema, dict):
-        return None
-    return set(getattr(schema, "model_fields", None) or schema.__fields__)  # Pydantic's first version
-
-
-def _result(served: Served[_ToolResult], request: ToolCallRequest) -> _ToolResult | None:
-    """Return the result as one of *request*; None if it belongs to another caller."""
-    if served.source is not Source.COALESCED:
-        return served.value
-    if type(served.value) is not ToolMessage:
-        return None
-    own = {"id": None, "tool_call_id": request.tool_call["id"]}
-    return served.value.model_copy(deep=True, update=own)
-
-
-class _ResultCodec:
-    """Writes and reads the result of a tool, which comes back as that of the caller's own tool call."""
-
-    name = "langchain.tool"
-
-    def __init__(self, request: ToolCallRequest) -> None:
-        self._call_id = request.tool_call["id"]
-
-    def encode(self, value: _ToolResult) -> bytes:
-        if type(value) is not ToolMessage:
-            raise Uncacheable(f"result: {type(value).__qualname__} is more than a ToolMessage")
-        if value.status != "success":
-            raise Refused("failed")
-        return _VALUES.encode(value)
-
-    def decode(self, data: bytes) -> _ToolResult:
-        message = _VALUES.decode(data)
-        if type(message) is not ToolMessage:
-            raise TypeError("no ToolMessage")
-        message.tool_call_id = self._call_id or ""
-        return message

@@ -41,8 +41,8 @@ from langgraph.types import CachePolicy, Send
 from pydantic import BaseModel, PrivateAttr
 
 from askonce import BackendUnavailable, Cache, ConfigurationError, Policy, Uncacheable, control
-from askonce_langchain import message_key
-from askonce_langchain._node_cache import AskonceNodeCache, ValuesCodec
+from askonce_langchain import AskonceNodeCache, message_key
+from askonce_langchain._values import ValuesCodec
 
 ONE = (("graph", "node"), "one")
 

@@ -492,7 +492,12 @@ class AsyncCache(View):
         members = (word.prefix + digest,)
         now = namespace.clock.now()
         try:
-            replies = await self._exchange(namespace.pack_fetch(part, members, now), 2)
+            if namespace.flush_is_due():
+                replies = await self._exchange(namespace.pack_fetch(part, members, now), 2)
+            else:
+                replies = await namespace.multiplexers.here().fetch(
+                    namespace.readings[part.index], members[0]
+                )
             fetched = namespace.fetched(part, members, now, replies)
         except BackendUnavailable:
             return None, None  # the program meets it again, at once, and decides

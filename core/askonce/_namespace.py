@@ -64,6 +64,19 @@ _SETTLE_S: Final = 30.0
 _TOMBSTONE_MS: Final = 300
 
 
+class Reading:
+    """What the tasks of a loop read of one partition at a time: one command for all."""
+
+    __slots__ = ("_namespace", "_partition")
+
+    def __init__(self, namespace: Namespace, partition: Partition) -> None:
+        self._namespace, self._partition = namespace, partition
+
+    def pack(self, members: Sequence[bytes]) -> bytes:
+        """Return one write that reads and touches *members*."""
+        return self._namespace.pack_fetch(self._partition, members, self._namespace.clock.now())
+
+
 class Namespace:
     """One namespace in one process."""
 
@@ -89,6 +102,7 @@ class Namespace:
         )
         self.breaker = Breaker(self.endpoint.label, self._tell)
         self.held = HeldConnections(self.endpoint, settings.deadline, self.breaker)
+        self.readings = [Reading(self, part) for part in partitions]
         self.multiplexers = Multiplexers(self.endpoint, settings.deadline, self.breaker)
         self.listener = LISTENERS.of(self.endpoint, settings.deadline)
         self.renewals = Renewals(self._renew, self._bury)
@@ -188,11 +202,14 @@ class Namespace:
 
     def due_counters(self) -> dict[str, int]:
         """Return counters to be added to the fleet's in the write of something else, if that is due."""
-        now = time.monotonic()
-        if now - self._flushed < _FLUSH_S or self.breaker.troubled:
+        if not self.flush_is_due() or self.breaker.troubled:
             return {}
-        self._flushed = now
+        self._flushed = time.monotonic()
         return self.state.counters.take()
+
+    def flush_is_due(self) -> bool:
+        """Return whether the last counters were added more than a second ago."""
+        return time.monotonic() - self._flushed >= _FLUSH_S
 
     def pack_counters(self, counters: dict[str, int]) -> bytes:
         """Return the commands that add *counters* to the fleet's."""

@@ -500,3 +500,44 @@ def test_closed_loops_leave_no_connection(url, raw):
     for number in range(60):
         asyncio.run(use(number))
     until(lambda: len(raw.client_list()) <= before)
+
+
+# --- look-ups of one moment ---------------------------------------------------------------------------------------
+
+
+async def test_look_ups_of_one_moment_are_one_command(url, raw):
+    """However many tasks look up at once, each has its own answer; equal keys are read once."""
+    async with AsyncCache(url, namespace="test", deadline=2) as cache:
+        await cache.store_many(list(range(300)), [f"v {number}" for number in range(300)])
+        await cache.lookup(0)
+        mgets = raw.info("commandstats")["cmdstat_mget"]["calls"]
+        asked = [*range(200), *range(100), "absent"]
+        found = await asyncio.gather(*[cache.lookup(number) for number in asked])
+
+        assert [one and one.value for one in found] == [f"v {n}" for n in [*range(200), *range(100)]] + [None]
+        assert raw.info("commandstats")["cmdstat_mget"]["calls"] - mgets <= 4
+
+
+async def test_a_look_up_that_is_cancelled_leaves_the_others(url):
+    """Those that were read in the same command are answered."""
+    async with AsyncCache(url, namespace="test", deadline=2) as cache:
+        await cache.store_many(list(range(50)), [f"v {number}" for number in range(50)])
+        for turn in range(20):
+            tasks = [asyncio.create_task(cache.lookup(number)) for number in range(50)]
+            await asyncio.sleep(0)
+            for task in tasks[turn % 3 :: 3]:
+                task.cancel()
+            done = await asyncio.gather(*tasks, return_exceptions=True)
+            for number, one in enumerate(done):
+                assert isinstance(one, asyncio.CancelledError) or one.value == f"v {number}"
+
+
+async def test_each_look_up_of_one_moment_is_a_use(url, raw, names):
+    """All of them are touched: the least recently used is another one."""
+    async with AsyncCache(url, namespace="test", max_entries=10, deadline=2) as cache:
+        await cache.store_many(list(range(10)), ["v"] * 10)
+        raw.zadd(names.l, dict.fromkeys(raw.zrange(names.l, 0, -1), 1))  # long ago
+        await asyncio.gather(*[cache.lookup(number) for number in range(9)])
+        await cache.store("new", "v")
+        assert await cache.lookup(9) is None
+        assert None not in await cache.get_many(list(range(9)))

@@ -2,7 +2,7 @@
 The asyncio wire: all tasks of a loop share one redis-py connection; each burst of calls is one write.
 
 redis-py's asyncio client is bound by about 40 us of CPU a command.  Here a command costs a future and a slot in a
-list.  A task of its own writes and reads, which no caller can cancel: a cancelled call leaves its slot in place, so
+list, and what a burst reads of a partition is one command: 64 look-ups at once are one MGET and one ZADD.  A task of its own writes and reads, which no caller can cancel: a cancelled call leaves its slot in place, so
 that every later reply keeps its owner.
 """
 
@@ -12,7 +12,8 @@ import asyncio
 import contextlib
 import socket
 import weakref
-from typing import Any, Final, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
@@ -25,9 +26,25 @@ from .endpoint import Endpoint
 _IDLE: Final = 1.0  # as in held.py
 
 
+#: Members that one MGET reads: bounded, so that one deadline is enough for it.
+_AT_ONCE: Final = 128
+
+
 class _Call(NamedTuple):
     packed: bytes
     replies: int
+    future: asyncio.Future[list[Any]]
+
+
+class Read(Protocol):
+    """What can be read together: ``pack`` makes one write of two commands, whose first reply has a word before all."""
+
+    def pack(self, members: Sequence[bytes]) -> bytes: ...
+
+
+class _Fetch(NamedTuple):
+    read: Read
+    member: bytes
     future: asyncio.Future[list[Any]]
 
 
@@ -39,7 +56,7 @@ class Multiplexed:
         self._deadline = deadline
         self._breaker = breaker
         self._pool = endpoint.async_pool(deadline)
-        self._queue: list[_Call] = []
+        self._queue: list[_Call | _Fetch] = []
         self._task: asyncio.Task[None] | None = None
         self._connection: Any = None
         self._timer: asyncio.TimerHandle | None = None
@@ -52,17 +69,31 @@ class Multiplexed:
 
         The future may be cancelled at any time.
         """
+        future = self._future()
+        self._queue.append(_Call(packed, count, future))
+        return future
+
+    def fetch(self, read: Read, member: bytes) -> asyncio.Future[list[Any]]:
+        """
+        Queue the reading of *member* together with whatever else is read like it; see ``exchange``.
+
+        The replies are the word and the member's entry in a list, and how many members were touched, None if there
+        were several.
+        """
+        future = self._future()
+        self._queue.append(_Fetch(read, member, future))
+        return future
+
+    def _future(self) -> asyncio.Future[list[Any]]:
         if not self._breaker.allows():
             raise BackendUnavailable(f"{self._endpoint.label}: not asked, it failed a moment ago")
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[list[Any]] = loop.create_future()
-        self._queue.append(_Call(packed, count, future))
         if self._task is None:
             self._task = loop.create_task(self._run())
-        return future
+        return loop.create_future()
 
     async def _run(self) -> None:
-        burst: list[_Call] = []
+        burst: list[_Call | _Fetch] = []
         loop = asyncio.get_running_loop()
         try:
             while self._queue:
@@ -98,21 +129,23 @@ class Multiplexed:
         if self._endpoint.prepare is not None:
             await asyncio.get_running_loop().run_in_executor(None, self._endpoint.prepare)
 
-    async def _exchange(self, burst: list[_Call]) -> None:
+    async def _exchange(self, burst: list[_Call | _Fetch]) -> None:
         connection = self._connection
         if connection is None:
             connection = self._connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
             await connection.connect()
-        await connection.send_packed_command([b"".join([call.packed for call in burst])], check_health=False)
-        for call in burst:
-            replies: list[Any] = []
-            for _ in range(call.replies):
-                try:
-                    replies.append(await connection.read_response(disable_decoding=True))
-                except ResponseError as error:
-                    replies.append(error)
+        calls = [item for item in burst if isinstance(item, _Call)]
+        groups = _groups([item for item in burst if isinstance(item, _Fetch)])
+        written = [call.packed for call in calls]
+        written += [read.pack(list(members)) for read, members in groups]
+        await connection.send_packed_command([b"".join(written)], check_health=False)
+        for call in calls:
+            replies = [await _reply(connection) for _ in range(call.replies)]
             if not call.future.done():
                 call.future.set_result(replies)
+        for _, members in groups:
+            found, touched = await _reply(connection), await _reply(connection)
+            _hand_out(members, found, touched)
 
     def _arm(self) -> None:
         self._disarm()
@@ -133,7 +166,7 @@ class Multiplexed:
             self._late = True
             self._task.cancel()
 
-    async def _fail(self, burst: list[_Call], why: str, *, broken: bool = True) -> None:
+    async def _fail(self, burst: list[_Call | _Fetch], why: str, *, broken: bool = True) -> None:
         """The connection is out of step or gone: fail all that wait, and connect anew at the next call."""
         if broken:
             self._breaker.failed(why)
@@ -164,6 +197,39 @@ class Multiplexed:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.disconnect()
+
+
+async def _reply(connection: Any) -> Any:
+    try:
+        return await connection.read_response(disable_decoding=True)
+    except ResponseError as error:
+        return error
+
+
+#: Who asked for each member.
+_Askers: TypeAlias = dict[bytes, list[_Fetch]]
+
+
+def _groups(fetches: list[_Fetch]) -> list[tuple[Read, _Askers]]:
+    """Return what is read by one command each."""
+    groups: list[tuple[Read, _Askers]] = []
+    latest: dict[Read, _Askers] = {}
+    for one in fetches:
+        members = latest.get(one.read)
+        if members is None or (len(members) >= _AT_ONCE and one.member not in members):
+            members = latest[one.read] = {}
+            groups.append((one.read, members))
+        members.setdefault(one.member, []).append(one)
+    return groups
+
+
+def _hand_out(members: _Askers, found: Any, touched: Any) -> None:
+    several = len(members) > 1
+    for place, askers in enumerate(members.values(), start=1):
+        for one in askers:
+            if not one.future.done():
+                mine = [found[0], found[place]] if isinstance(found, list) else found
+                one.future.set_result([mine, None if several else touched])
 
 
 class Multiplexers:

@@ -132,6 +132,18 @@ def test_a_stale_answer_among_many_is_served_and_refreshed(make_driver, raw):
     until(lambda: driver.lookup("stale").value == "v stale")
 
 
+def test_stale_entries_are_refreshed_by_one_call(make_driver, raw):
+    """However many of a batch are stale: one call of the function, behind the caller."""
+    driver = make_driver(policy=Policy(ttl="1h", stale_while_revalidate="1d"))
+    driver.store_many(list("abc"), ["old"] * 3)
+    for name in "abc":
+        age(raw, driver.explain(name).key, 4000)
+    batch = Batch()
+    assert driver.get_or_compute_many(list("abc"), batch) == ["old"] * 3
+    until(lambda: [found.value for found in driver.get_many(list("abc"))] == ["v a", "v b", "v c"])
+    assert batch.calls == [["a", "b", "c"]]
+
+
 def test_the_wrong_number_of_values_is_an_error_that_says_so(driver):
     """It is raised, and the leases are given back: the next caller computes at once."""
     with pytest.raises(ConfigurationError, match="1 values for 2 requests"):

@@ -431,15 +431,48 @@ def test_expired_entries_stand_in_for_an_error(state):
 
 
 def test_stale_entries_are_served_and_refreshed_behind(state):
-    """Each has its own refresh; the function is called with what is missing."""
-    program = Player(get_or_compute_many(state, asks(state, 2, policy=WINDOWS)))
-    program.play((Fetch, fetched(STALE, None)))
+    """All of them by one call of the function, behind the caller; a call before it computes what is missing."""
+    program = Player(get_or_compute_many(state, asks(state, 3, policy=WINDOWS)))
+    program.play((Fetch, fetched(STALE, None, STALE)))
     refresh = program.asks().program
     program.play((Detach, None), leases(granted()), (is_compute(1), computed("B")), stores(stored()))
-    assert values(program.end()) == ["old", "B"]
-    assert len(state.flights) == 1
-    play(refresh, (LEASE, granted()), (is_compute(0), computed("A")), (STORE, stored()))
+    assert values(program.end()) == ["old", "B", "old"]
+    assert len(state.flights) == 2
+    play(
+        refresh,
+        leases(granted(), granted()),
+        (is_compute(0, 2), computed("A", "C")),
+        stores(stored(), stored()),
+    )
 
+    assert len(state.flights) == 0
+
+
+@pytest.mark.parametrize("error", [ValueError("down"), AWAY])
+def test_a_refresh_of_many_that_fails_keeps_away_and_is_counted(state, error):
+    """Nobody hears of it; the leases are given back with a pause that doubles."""
+    program = Player(get_or_compute_many(state, asks(state, 2, policy=WINDOWS)))
+    program.play((Fetch, fetched(STALE, STALE)))
+    refresh = Player(program.asks().program)
+    program.play((Detach, None)).end()
+    if error is AWAY:
+        refresh.play((LEASE, AWAY)).end()
+        assert counts(state)["backend_errors"] == 1
+    else:
+        refresh.play(leases(granted(), granted()), (is_compute(0, 1), error))
+        assert arguments(RELEASE, refresh.asks().args)["tombstone_ms"] == 1000
+        refresh.play((RELEASE, True), (RELEASE, True)).end()
+        assert counts(state)["refresh_errors"] == 1
+    assert len(state.flights) == 0
+
+
+def test_what_is_refreshed_elsewhere_is_left_to_that(state):
+    """Only what this call holds the lease of is computed."""
+    program = Player(get_or_compute_many(state, asks(state, 2, policy=WINDOWS)))
+    program.play((Fetch, fetched(STALE, STALE)))
+    refresh = program.asks().program
+    program.play((Detach, None)).end()
+    play(refresh, leases(held(), granted()), (is_compute(1), computed("B")), stores(stored()))
     assert len(state.flights) == 0
 
 

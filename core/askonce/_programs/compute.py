@@ -123,7 +123,7 @@ def _compute(state: State, wanted: Ask, grant: Grant | None) -> Program[tuple[An
         raise
     except Exception as error:
         text = error_type(error) if wanted.share_errors else None
-        yield from release(state, wanted, grant, text, _pause_ms(state, wanted))
+        yield from release(state, wanted, grant, text, pause_ms(state, wanted))
         raise
     except BaseException:  # cancelled, or interrupted: somebody who waits takes over
         yield from release(state, wanted, grant, None)
@@ -134,7 +134,7 @@ def _compute(state: State, wanted: Ask, grant: Grant | None) -> Program[tuple[An
     return Served(computed.value, Source.COMPUTED if grant else Source.BYPASSED, 0.0, landed.ttl), landed
 
 
-def _pause_ms(state: State, wanted: Ask) -> int:
+def pause_ms(state: State, wanted: Ask) -> int:
     """Return how long a failure stands: for those who wait, or, behind callers, until the next try, doubling."""
     if not wanted.refreshes:
         return TOMBSTONE_MS

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from .._effects import Computed, Encoded, Program, compute_many, fetch, invoke_many
+from .._effects import Computed, Encoded, Program, compute_many, detach, fetch, invoke_many
 from .._flights import Flight, Landed
 from ..errors import BackendUnavailable, LeaderFailed, NotCached
 from ..policy import Freshness
 from ..scripts import FOUND, GRANTED, LEASE, MOVED, REPLACED, STORE, STORED, Leased, Stored
 from ..served import AnyServed, Served, Source
-from .compute import error_type, lead, refresh_behind, share
+from .compute import error_type, lead, pause_ms, share
 from .find import Found, connect, failed, find, judge, keep_step, serve, use
 from .state import Ask, Partition, State, by_partition, chunks, parse_word
 from .write import (
@@ -76,17 +77,19 @@ def get_or_compute_many(state: State, asks: Sequence[Ask]) -> Program[list[AnySe
     founds, reachable = yield from _find_many(state, asks)
     served: dict[bytes, AnyServed] = {}
     missing: list[Ask] = []
+    stale: list[Ask] = []
     for wanted in asks:
         found = founds.get(wanted.digest)
         if (outcome := serve(state, found)) is not None:
             served[wanted.digest] = outcome
             if found is not None and found.freshness is not Freshness.FRESH and not wanted.only_if_cached:
-                yield from refresh_behind(state, wanted, found)
+                stale.append(wanted)
             yield from use(state, wanted, outcome)
             continue
         if wanted.only_if_cached:
             raise NotCached(f"only_if_cached: nothing servable is stored for request {wanted.index}")
         missing.append(wanted)
+    yield from _refresh_behind(state, stale, founds)
     failures: dict[bytes, Exception] = {}
     try:
         theirs = yield from _round(state, missing, founds, served, failures, reachable)
@@ -141,6 +144,36 @@ def _round(
     return theirs
 
 
+def _refresh_behind(state: State, stale: list[Ask], founds: dict[bytes, Found]) -> Program[None]:
+    """Recompute what is stale behind the caller, in one call of its function."""
+    mine: dict[bytes, tuple[Ask, Flight]] = {}
+    for wanted in stale:
+        flight, leads = state.flights.board(wanted.flight_key, wanted.home)
+        if leads:
+            mine[wanted.digest] = replace(wanted, refreshes=True), flight
+    if mine:
+        yield from detach(_refresh(state, mine, founds))
+
+
+def _refresh(
+    state: State, mine: dict[bytes, tuple[Ask, Flight]], founds: dict[bytes, Found]
+) -> Program[None]:
+    failures: dict[bytes, Exception] = {}
+    flights = [flight for _, flight in mine.values()]
+    try:
+        yield from _compute_mine(state, mine, founds, {}, failures, reachable=True)
+        state.counters.add("refresh_errors", len(failures))
+    except GeneratorExit:
+        raise
+    except BackendUnavailable:
+        state.counters.add("backend_errors")
+    except Exception:  # noqa: BLE001  nobody waits for it; stale entries stay until their window ends
+        state.counters.add("refresh_errors")
+    finally:
+        for flight in flights:
+            state.flights.land(flight)  # what has landed stays so
+
+
 def _stand_in(
     state: State, missing: list[Ask], founds: dict[bytes, Found], served: dict[bytes, AnyServed]
 ) -> None:
@@ -187,7 +220,9 @@ def _compute_mine(
             yield from _release_all(state, asked, grants)
             raise
     turn = [
-        wanted for wanted, _ in mine.values() if not reachable or wanted.digest in grants.keys() | refused
+        wanted
+        for wanted, _ in mine.values()
+        if wanted.digest in grants or (not wanted.refreshes and (not reachable or wanted.digest in refused))
     ]
     if not turn:
         return
@@ -199,7 +234,7 @@ def _compute_mine(
     except BaseException as error:
         text = error_type(error) if isinstance(error, Exception) else None
         for wanted in turn:
-            yield from release(state, wanted, grants.get(wanted.digest), text)
+            yield from release(state, wanted, grants.get(wanted.digest), text, pause_ms(state, wanted))
         raise
     answers: list[tuple[Ask, Computed]] = []
     for wanted, answer in zip(turn, computed, strict=True):
@@ -209,7 +244,8 @@ def _compute_mine(
         failures[wanted.digest] = answer.value
         _, flight = mine.pop(wanted.digest)
         state.flights.land(flight, error=answer.value)
-        yield from release(state, wanted, grants.get(wanted.digest), error_type(answer.value))
+        text, pause = error_type(answer.value), pause_ms(state, wanted)
+        yield from release(state, wanted, grants.get(wanted.digest), text, pause)
     state.counters.add("computed", len(answers))
     landed = yield from _keep_many(state, answers, grants)
     for wanted, answer in answers:
@@ -217,6 +253,7 @@ def _compute_mine(
         if source is Source.BYPASSED:
             state.counters.add_reason("bypassed", "backend")
         _, flight = mine.pop(wanted.digest)
+        state.refresh_failures.pop(wanted.digest, None)
         state.flights.land(flight, landed[wanted.digest])
         served[wanted.digest] = Served(answer.value, source, 0.0, landed[wanted.digest].ttl)
 
@@ -251,7 +288,7 @@ def _lease_many(
                         b"%d-%b" % (word.sequence, wanted.token),
                         wanted.policy.lease_ms,
                         _seen(founds, wanted),
-                        b"",
+                        b"*" if wanted.refreshes else b"",
                     ),
                 )
                 for wanted in chunk

@@ -79,7 +79,7 @@ $(PEERS)/.ready: requirements/langchain-peers.txt | $(UV)
 $(SDK2)/.ready: requirements/sdk2.txt pyproject.toml | $(UV)
 	@echo "setting up $(SDK2) ..."
 	@$(UV) venv --quiet --allow-existing --no-python-downloads --python $(PYTHON) $(SDK2)
-	@$(UV) pip sync --quiet --python $(SDK2)/bin/python requirements/sdk2.txt
+	@$(UV) pip sync --quiet --link-mode copy --python $(SDK2)/bin/python requirements/sdk2.txt
 	@$(UV) pip install --quiet --python $(SDK2)/bin/python --no-deps --editable .
 	@touch $(SDK2)/.ready
 

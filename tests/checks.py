@@ -25,7 +25,11 @@ STATIC = {
 }
 
 #: What runs with openai 2 as well, or with it alone.
-SDK2_TESTS = ["tests/integrations/openai", "tests/integrations/llama_index"]
+SDK2_TESTS = [
+    "tests/integrations/openai",
+    "tests/integrations/llama_index",
+    *map(str, sorted(Path("tests/examples").glob("test_llama_index_*.py"))),
+]
 
 
 def main() -> int:

@@ -370,7 +370,7 @@ class AsyncCache(View):
         return await self.invalidate_many([request]) > 0
 
     async def invalidate_many(self, requests: Sequence[object]) -> int:
-        """Do what ``invalidate`` does for each request, in one round trip; return how many entries were removed."""
+        """Do what ``invalidate`` does for each request, together; return how many entries were removed."""
         asks, _ = self._distinct(requests)
         return await self._run(programs.invalidate(self._namespace.state, asks), Call())
 

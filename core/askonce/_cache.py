@@ -302,7 +302,7 @@ class Cache(View):
         return self.invalidate_many([request]) > 0
 
     def invalidate_many(self, requests: Sequence[object]) -> int:
-        """Do what ``invalidate`` does for each request, in one round trip; return how many entries were removed."""
+        """Do what ``invalidate`` does for each request, together; return how many entries were removed."""
         asks, _ = self._distinct(requests)
         return self._run(programs.invalidate(self._namespace.state, asks), Call())
 

@@ -1,7 +1,7 @@
-"""A stand-in for a provider of language models: OpenAI's API, on this machine, without a bill.
+"""A stand-in for a provider of language models: OpenAI's API and Anthropic's, on this machine, without a bill.
 
-It answers ``/v1/chat/completions`` (whole and streamed, with tools and structured output) and ``/v1/models``
-as a provider does: it takes its time, counts tokens, and now and then says 429 or 500. Everything it says and
+It answers ``/v1/chat/completions`` (whole and streamed, with tools and structured output), ``/v1/responses`` and
+Anthropic's ``/v1/messages`` (text, whole and streamed), ``/v1/embeddings`` and ``/v1/models`` as a provider does: it takes its time, counts tokens, and now and then says 429 or 500. Everything it says and
 does follows from a seed and the request, so a run can be repeated. It counts what reaches it, which
 makes it the witness of how often a cache really asked: ``/standin/stats``.
 

@@ -83,6 +83,7 @@ class _Codec:
                     "form": value.form,
                     "headers": dict(value.headers),
                     "usage": [value.usage_asked, value.usage_seen],
+                    "length": len(value.body),
                 }
                 return b"E" + compact(about) + b"\n" + value.body
             case Head():
@@ -104,7 +105,8 @@ class _Codec:
                 "form": "json" | "sse" as form,
                 "headers": dict(headers),
                 "usage": [bool(asked), bool(seen)],
-            } if _texts(headers):
+                "length": int(length),
+            } if _texts(headers) and length == len(body):  # half an answer is none
                 return Entry(form, body, headers, asked, seen)
             case b"H", {"v": 1, "headers": dict(headers), "asked": [bool(stream), bool(usage)]} if _texts(
                 headers

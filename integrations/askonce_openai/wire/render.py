@@ -30,7 +30,7 @@ from .streamed import streamed
 
 _TYPES: Final = {"json": "application/json", "sse": "text/event-stream; charset=utf-8"}
 _CHUNKED: Final = frozenset({"chat", "completions"})
-_OPTIONS: Final = {"replay": ("verbatim", "coalesced"), "usage_on_hit": ("stored", "zero")}
+_OPTIONS: Final = {"replay": ("verbatim", "coalesced"), "usage_on_hit": ("keep", "zero")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ class Hits:
 
     replay: Literal["verbatim", "coalesced"] = "verbatim"
     fresh_ids: bool = False
-    usage_on_hit: Literal["stored", "zero"] = "stored"
+    usage_on_hit: Literal["keep", "zero"] = "keep"
 
     def __post_init__(self) -> None:
         for name, allowed in _OPTIONS.items():

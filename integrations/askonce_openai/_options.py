@@ -1,0 +1,78 @@
+"""What all transports of one way in share: the cache, what tells its callers apart, and how a hit looks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from askonce import Cache
+from askonce.errors import ConfigurationError
+
+from . import wire
+
+#: ``"api_key"``, or a function from the HTTP request to a JSON-like value.
+Scope: TypeAlias = Literal["api_key"] | Callable[[Any], object]
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Options:
+    """
+    What was asked for where the cache was put in.
+
+    ``scope``: which callers share answers; all of them without one.  ``key_headers``: further request headers that
+    shape the answer, as gateways route by them.
+    """
+
+    cache: Cache
+    hits: wire.Hits
+    scope: Scope | None
+    key_headers: tuple[str, ...]
+
+    @classmethod
+    def checked(
+        cls,
+        url_or_cache: str | Cache | None,
+        *,
+        replay: Literal["verbatim", "coalesced"],
+        fresh_ids: bool,
+        usage_on_hit: Literal["keep", "zero"],
+        scope: Scope | None,
+        key_headers: Sequence[str],
+    ) -> Options:
+        """Return the options, or raise ConfigurationError for a word that is out of range."""
+        if scope is not None and scope != "api_key" and not callable(scope):
+            raise ConfigurationError(
+                f"scope={scope!r}: give 'api_key', or a function from the HTTP request to what tells callers apart"
+            )
+        return cls(
+            cache=_cache(url_or_cache),
+            hits=wire.Hits(replay=replay, fresh_ids=fresh_ids, usage_on_hit=usage_on_hit),
+            scope=scope,
+            key_headers=wire.checked_key_headers(key_headers),
+        )
+
+    def same(self, other: Options) -> bool:
+        """Return whether a transport with the *other* options does the same for its callers."""
+        return (
+            _identity(self.cache) == _identity(other.cache)
+            and self.hits == other.hits
+            and self.scope == other.scope
+            and self.key_headers == other.key_headers
+        )
+
+
+def _cache(url_or_cache: str | Cache | None) -> Cache:
+    if url_or_cache is None or isinstance(url_or_cache, str):
+        return Cache(url_or_cache)
+    if isinstance(url_or_cache, Cache):
+        return url_or_cache
+    raise ConfigurationError(
+        f"{url_or_cache!r} is {type(url_or_cache).__name__}; give a URL such as 'redis://localhost:6379/0', an "
+        "askonce.Cache (its async twin is used by async clients), or nothing"
+    )
+
+
+def _identity(cache: Cache) -> tuple[object, ...]:
+    """Return what two caches that were made from one URL have in common."""
+    return (repr(cache), cache.policy)

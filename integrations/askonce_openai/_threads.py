@@ -1,0 +1,154 @@
+"""One request through the cache, for threads.  ``_asyncio`` is the twin; keep them side by side."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from askonce.errors import BackendUnavailable, NotCached, Uncacheable
+from askonce.served import AnyServed
+
+from . import _status as status
+from . import wire
+from ._asked import MARK, Asked, asked_of
+from ._call import Call, Send, read
+from ._embeddings import Batch, Upstream, embed
+from ._flights import Flight, FlightReader, Flights
+from ._library import Library
+from ._options import Options
+from ._reading import Unstored
+
+
+class Threads:
+    """What the transports of one way in do with a request: serve it, share it, or pass it on."""
+
+    def __init__(self, library: Library, options: Options) -> None:
+        self.options = options
+        self._library, self._flights = library, Flights()
+
+    def handle(self, request: Any, send: Send) -> Any:
+        """Return the response to *request*; *send* is the way upstream, whose errors pass as they are."""
+        if MARK in request.extensions:
+            return send(request)
+        asked = asked_of(request, self.options)
+        request.extensions[MARK] = True
+        if isinstance(asked, str):
+            return self._library.own(send(request), status.bypass(asked))
+        try:
+            with asked.words():
+                if asked.plan.stream:
+                    return self._stream(request, asked, send)
+                batch = Batch.of(asked.plan) if asked.plan.api == "embeddings" else None
+                if batch is not None:
+                    return self._embed(request, asked, batch, send)
+                return self._whole(request, asked, send)
+        except NotCached:
+            return self._library.absent()
+        except Uncacheable:
+            self.options.cache.bypass("uncacheable")
+            return self._library.own(send(request), status.bypass("uncacheable"))
+
+    def _whole(self, request: Any, asked: Asked, send: Send) -> Any:
+        call = Call(self._library, asked, request, send)
+        try:
+            served = self.options.cache.serve(
+                asked.plan.request, call.whole, codec=asked.reading, max_wait=asked.timeout
+            )
+        except (BackendUnavailable, NotCached, Uncacheable):
+            raise  # the first by a strict cache alone
+        except Exception as error:  # noqa: BLE001  this caller's own, or what another one's call came to
+            if call.response is not None or error is call.error:
+                return self._own(call, error)
+            return self._alone(request, asked, send)
+        given = served.value
+        if isinstance(given, wire.Rendered):
+            call.close()  # a refusal that a stale answer stands in for
+            return self._library.rendered(
+                given.body,
+                given.headers,
+                status.of_served(served, partial(self.options.cache.fingerprint, asked.plan.request)),
+            )
+        if call.response is not None:
+            return self._own(call, None)
+        if isinstance(given, Unstored) and given.status == 200 and given.echo == asked.reading.echo:
+            return self._library.rendered(
+                given.body,
+                given.headers,
+                status.of_served(served, partial(self.options.cache.fingerprint, asked.plan.request)),
+            )
+        return self._alone(request, asked, send)
+
+    def _stream(self, request: Any, asked: Asked, send: Send) -> Any:
+        cache = self.options.cache
+        told: list[AnyServed] = []
+
+        def begin(key: Any) -> Flight:
+            call = Call(self._library, asked, request, send)
+            source = cache.stream(
+                asked.plan.request,
+                call.produce,
+                codec=asked.reading,
+                drain="followed",
+                max_wait=asked.timeout,
+                fold=call.folded,
+                on_served=told.append,
+            )
+            return Flight(self._flights, key, call, source)
+
+        flight, own = self._flights.join(asked.flight_key(cache), begin)
+        reader = FlightReader(flight, asked.timeout, own=own)
+        try:
+            flight.wait(None if own else asked.timeout)
+        except BaseException:
+            reader.close()
+            if own and flight.call.refused:  # nobody else is given that response
+                flight.call.close()
+            raise
+        first, call = flight.first, flight.call
+        if isinstance(first, wire.Head):
+            if own and call.response is not None:
+                word = status.of_own(read=asked.directives.read)
+                return self._library.running(reader, None, call.response, word)
+            return self._library.running(reader, first, None, status.COLLAPSED)
+        reader.close()
+        if isinstance(first, wire.Rendered):
+            if not own:  # rendered for the one who began: what is there as a whole is read anew
+                return self._stream(request, asked, send)
+            fields = (
+                status.of_served(told[0], partial(self.options.cache.fingerprint, asked.plan.request))
+                if told
+                else {status.FIELD: status.COLLAPSED}
+            )
+            return self._library.rendered(first.body, first.headers, fields)
+        if isinstance(flight.error, BackendUnavailable | NotCached | Uncacheable):
+            raise flight.error
+        if own and (call.refused or (flight.error is not None and flight.error is call.error)):
+            return self._own(call, flight.error)
+        return self._alone(request, asked, send)
+
+    def _own(self, call: Call, error: BaseException | None) -> Any:
+        """Return what came for this caller, or raise what did instead."""
+        if call.response is None or (call.raw is None and call.response.status_code == 200):
+            assert error is not None  # noqa: S101  narrows: without a response there is an error
+            raise error
+        word = status.of_own(read=call.asked.directives.read)
+        return self._library.own(call.response, word, call.raw)
+
+    def _alone(self, request: Any, asked: Asked, send: Send) -> Any:
+        """Go upstream, sharing nothing: another caller's failure is not this one's, and nobody queues up behind it."""
+        self.options.cache.bypass("not shared")
+        return self._library.own(send(request), status.of_own(read=asked.directives.read))
+
+    def _embed(self, request: Any, asked: Asked, batch: Batch, send: Send) -> Any:
+        def ask(content: bytes | None) -> Upstream[tuple[Any, bytes]]:
+            response = send(request if content is None else self._library.with_content(request, content))
+            raw = read(response)
+            decoded = self._library.decoded(response.headers, raw)
+            return Upstream(response.status_code, response.headers, decoded, (response, raw))
+
+        embedded = embed(self.options.cache, batch, ask)
+        if embedded.passed is not None:
+            response, raw = embedded.passed
+            return self._library.own(response, status.of_own(read=asked.directives.read), raw)
+        fields = {status.FIELD: status.of_items(embedded.hits, embedded.items)}
+        return self._library.rendered(embedded.body, embedded.headers, fields)

@@ -19,8 +19,9 @@ except ModuleNotFoundError as error:
 
 from ._attach import attach, detach, wrap
 from ._install import install, uninstall
+from ._kv_store import AskonceKVStore
 from ._rules import register
 
-__all__ = ["attach", "detach", "install", "register", "uninstall", "wrap"]
+__all__ = ["AskonceKVStore", "attach", "detach", "install", "register", "uninstall", "wrap"]
 
 del _llama_index_core

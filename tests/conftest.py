@@ -15,8 +15,8 @@ from askonce import AsyncCache, Cache
 from tests.servers import Server, promised
 
 
-@pytest.fixture(scope="session", params=sorted(promised()))
-def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+@pytest.fixture(scope="session", params=sorted(promised()), name="server")
+def every_server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """Each promised server in turn, shared by the tests of a session.  Do not freeze, kill or configure it."""
     with Server(promised()[request.param], name=request.param) as running:
         yield running

@@ -17,7 +17,10 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 
 def promised() -> dict[str, list[str]]:
@@ -106,3 +109,14 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session", params=["valkey"], name="server")
+def one_server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """
+    The server of the ``embedded`` extra, instead of each promised one in turn.
+
+    For what stands on the core's public API alone, which the contract tests hold on every server.
+    """
+    with Server(promised()[request.param], name=request.param) as running:
+        yield running

@@ -20,6 +20,7 @@ from llama_index_instrumentation import get_dispatcher
 from llama_index_instrumentation.event_handlers import BaseEventHandler
 from llama_index_instrumentation.span_handlers import BaseSpanHandler
 from pydantic import Field
+from tests.servers import one_server  # noqa: F401  a fixture
 
 from askonce import Cache
 from askonce_llama_index import uninstall

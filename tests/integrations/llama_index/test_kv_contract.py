@@ -7,6 +7,7 @@ pytest.importorskip("llama_index.core")
 from llama_index.core.schema import Document
 from llama_index.core.storage.docstore.keyval_docstore import KVDocumentStore
 from llama_index.core.storage.kvstore import SimpleKVStore
+from tests.conftest import every_server  # noqa: F401  a fixture
 from tests.integrations.llama_index.kv_contract import CASES, KNOWN_TO_FAIL, run
 
 from askonce_llama_index import AskonceKVStore

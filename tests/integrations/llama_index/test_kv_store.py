@@ -28,6 +28,7 @@ from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import Document, TextNode, TransformComponent
 from llama_index.core.storage.docstore.keyval_docstore import KVDocumentStore
 from llama_index.core.vector_stores import SimpleVectorStore
+from tests.conftest import every_server  # noqa: F401  a fixture
 from tests.contract.polling import until
 
 from askonce import BackendUnavailable, Cache, ConfigurationError, Uncacheable

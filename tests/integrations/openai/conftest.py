@@ -11,6 +11,7 @@ import pytest
 import redis
 from tests.integrations.openai.kit import SDK_MAJOR
 from tests.integrations.openai.provider import Provider
+from tests.servers import one_server  # noqa: F401  a fixture
 
 import askonce_openai
 from askonce import Cache

@@ -326,14 +326,15 @@ def test_data_is_written_again_when_redis_is_back(calls, own_server):
 
 @pytest.fixture
 def writes(monkeypatch):
-    """Counts what is written to sockets: a round trip each."""
-    counted = []
+    """Counts what this thread writes to sockets, a round trip each; stores of earlier tests may have threads yet."""
+    counted, mine = [], threading.get_ident()
 
     def counting(kind):
         send = kind.send_packed_command
 
         def counted_send(self, *args, **kwargs):
-            counted.append(threading.get_ident())
+            if threading.get_ident() == mine:
+                counted.append(mine)
             return send(self, *args, **kwargs)
 
         monkeypatch.setattr(kind, "send_packed_command", counted_send)

@@ -29,6 +29,7 @@ from . import _hooks
 from ._admission import refusal
 from ._calls import Call, ModelCall, call_of_task, running
 from ._codec import GenerationsCodec, copied, mark
+from ._given import cache_of
 from ._keys import request
 from ._live import several_answers
 from ._shape import as_invoked
@@ -64,18 +65,7 @@ class AskonceCache(BaseCache):
     ) -> None:
         _check_word("usage_on_hit", usage_on_hit, "keep", "zero")
         _check_word("replay", replay, "whole", "pieces")
-        if isinstance(url_or_cache, Cache):
-            if options:
-                given = ", ".join(f"{name}=" for name in options)
-                raise TypeError(f"{given} given with a Cache: options belong to the Cache itself")
-            self._cache = url_or_cache
-        elif url_or_cache is None or isinstance(url_or_cache, str):
-            self._cache = Cache(url_or_cache, **options)
-        else:
-            kind = type(url_or_cache).__qualname__
-            raise TypeError(
-                f"a {kind} was given: give a URL, an askonce.Cache (it serves both colours), or nothing"
-            )
+        self._cache = cache_of(url_or_cache, options)
         self._keep_usage = usage_on_hit == "keep"
         self.live_parameters = live_parameters
         self.hooks = hooks

@@ -16,6 +16,8 @@ from pydantic import BaseModel, SecretBytes, SecretStr
 from askonce import Uncacheable
 from askonce.keys import canonical
 
+from ._keys import OF_THE_CONNECTION
+
 _OF_THE_CALL: Final = frozenset(
     {
         "max_retries",
@@ -26,21 +28,6 @@ _OF_THE_CALL: Final = frozenset(
         "show_progress_bar",
         "timeout",
         "verbose",
-    }
-)
-# What integrations declare as fields of a pydantic model, and what their constructors fill in.
-_OF_THE_CONNECTION: Final = frozenset(
-    {
-        "async_client",
-        "azure_ad_async_token_provider",
-        "azure_ad_token_provider",
-        "client",
-        "credentials",
-        "http_async_client",
-        "http_client",
-        "rate_limiter",
-        "root_async_client",
-        "root_client",
     }
 )
 _CREDENTIALS: Final = ("api_key", "access_key", "api_token", "password", "secret")
@@ -60,7 +47,7 @@ def identity(embeddings: object) -> bytes:
 def _fields(embeddings: object) -> Iterator[tuple[str, object]]:
     held: dict[str, Any]
     if isinstance(embeddings, BaseModel):
-        names = type(embeddings).model_fields.keys() - _OF_THE_CONNECTION
+        names = type(embeddings).model_fields.keys() - OF_THE_CONNECTION
         held = {name: getattr(embeddings, name) for name in names} | (embeddings.__pydantic_extra__ or {})
     else:
         held = _state(embeddings)

@@ -1,7 +1,7 @@
 """
 For callers that make the call themselves: between ``begin`` and ``finish`` lies the caller's own code.
 
-LangChain between ``lookup`` and ``update``, a stream between its first and last chunk.  A caller that already holds
+A framework between its look-up and its update, a stream between its first and last chunk.  A caller that already holds
 an unfinished lease never waits for another one: two such callers could wait for each other.
 """
 

@@ -20,6 +20,7 @@ import redis
 
 from askonce import AsyncCache, Cache, LeaderFailed, Policy, Refused, Source, scripts
 from askonce._wire import listener
+from askonce.control import NONE
 
 from . import callers
 from .colours import call_on, close
@@ -729,3 +730,26 @@ def test_an_error_that_is_not_shared_hands_over(url, colour, elsewhere):
             with pytest.raises(RuntimeError):
                 leading.result(10)
             assert following.result(10) == "mine"
+
+
+@COLOURS
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "elsewhere"])
+def test_a_caller_may_wait_less_than_the_policy(url, colour, elsewhere):
+    """``max_wait`` of a call: when it is over, this caller computes alone, and the leader goes on; more is not taken."""
+    with Cache(url, namespace="test", deadline=2) as cache, Cache(url, namespace="test", deadline=2) as other:
+        gate, second = Gate("slow"), other if elsewhere else cache
+
+        def serve(cache, fn, **words):
+            if colour == "threads":
+                return cache.serve("q", fn, **words)
+            return asyncio.run(cache.aio.serve("q", lambda: asyncio.to_thread(fn), **words))
+
+        with ThreadPoolExecutor(1) as pool:
+            leading = pool.submit(serve, cache, gate)
+            gate.wait()
+            mine = serve(second, lambda: "mine", max_wait=0.05)
+            gate.open()
+            assert leading.result(10).value == "slow"
+        assert (mine.value, mine.source) == ("mine", Source.BYPASSED)
+        assert second.lookup("q").value == "slow"
+        assert cache._namespace.ask(b"d", Policy(max_wait=1), NONE, max_wait=5).policy.max_wait_s == 1

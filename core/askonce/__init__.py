@@ -24,6 +24,7 @@ from .errors import (
     Uncacheable,
 )
 from .keys import Difference, Explanation, Request, Verbatim
+from .near import Near
 from .policy import Admit, Duration, Freshness, Hot, Policy, Refused, Size
 from .served import Served, Source
 from .stats import EntryInfo, Event, Stats, Usage
@@ -49,6 +50,7 @@ __all__ = [
     "LeaderFailed",
     "Lease",
     "MissingExtra",
+    "Near",
     "NotCached",
     "Policy",
     "Refused",

@@ -489,16 +489,8 @@ class AsyncCache(View):
         part = namespace.state.partition_of(digest)
         if (word := part.word) is None:
             return None, None
-        members = (word.prefix + digest,)
-        now = namespace.clock.now()
         try:
-            if namespace.flush_is_due():
-                replies = await self._exchange(namespace.pack_fetch(part, members, now), 2)
-            else:
-                replies = await namespace.multiplexers.here().fetch(
-                    namespace.readings[part.index], members[0]
-                )
-            fetched = namespace.fetched(part, members, now, replies)
+            fetched = await self._read(part, (word.prefix + digest,))
         except BackendUnavailable:
             return None, None  # the program meets it again, at once, and decides
         return namespace.plain_hit(part, fetched, word.prefix, self._policy, call), fetched
@@ -522,8 +514,8 @@ class AsyncCache(View):
 
     async def _perform(self, effect: Effect, call: Call) -> Any:
         match effect:
-            case Fetch():
-                return await self._fetch(effect)
+            case Fetch(partition, members):
+                return await self._read(self._namespace.state.partitions[partition], members)
             case Invoke():
                 return await self._invoke(effect)
             case InvokeMany():
@@ -572,11 +564,18 @@ class AsyncCache(View):
         namespace.counted(counters, replies[count:])
         return replies[:count]
 
-    async def _fetch(self, effect: Fetch) -> Fetched:
-        namespace, part = self._namespace, self._namespace.state.partitions[effect.partition]
-        now = namespace.clock.now()
-        replies = await self._exchange(namespace.pack_fetch(part, effect.members, now), 2)
-        return namespace.fetched(part, effect.members, now, replies)
+    async def _read(self, part: programs.Partition, members: tuple[bytes, ...]) -> Fetched:
+        namespace = self._namespace
+        if (fetched := namespace.near(part, members)) is not None:
+            if uses := namespace.due_uses():
+                detach(self._run(programs.tell_used(namespace.state, uses), Call()), Context())
+            return fetched
+        now, mark = namespace.clock.now(), namespace.mark(part)
+        if len(members) == 1 and not namespace.flush_is_due():
+            replies = await namespace.multiplexers.here().fetch(namespace.readings[part.index], members[0])
+        else:
+            replies = await self._exchange(namespace.pack_fetch(part, members, now), 2)
+        return namespace.fetched(part, members, now, mark, replies)
 
     async def _invoke(self, effect: Invoke[T]) -> T:
         packed = pack_script(effect.script, effect.keys, effect.args)

@@ -419,11 +419,8 @@ class Cache(View):
         part = namespace.state.partition_of(digest)
         if (word := part.word) is None:
             return None, None
-        members = (word.prefix + digest,)
-        now = namespace.clock.now()
         try:
-            replies = self._exchange(namespace.pack_fetch(part, members, now), 2)
-            fetched = namespace.fetched(part, members, now, replies)
+            fetched = self._read(part, (word.prefix + digest,))
         except BackendUnavailable:
             return None, None  # the program meets it again, at once, and decides
         return namespace.plain_hit(part, fetched, word.prefix, self._policy, call), fetched
@@ -447,8 +444,8 @@ class Cache(View):
 
     def _perform(self, effect: Effect, call: Call) -> Any:
         match effect:
-            case Fetch():
-                return self._fetch(effect)
+            case Fetch(partition, members):
+                return self._read(self._namespace.state.partitions[partition], members)
             case Invoke():
                 return self._invoke(effect)
             case InvokeMany():
@@ -497,11 +494,16 @@ class Cache(View):
         namespace.counted(counters, replies[count:])
         return replies[:count]
 
-    def _fetch(self, effect: Fetch) -> Fetched:
-        namespace, part = self._namespace, self._namespace.state.partitions[effect.partition]
-        now = namespace.clock.now()
-        replies = self._exchange(namespace.pack_fetch(part, effect.members, now), 2)
-        return namespace.fetched(part, effect.members, now, replies)
+    def _read(self, part: programs.Partition, members: tuple[bytes, ...]) -> Fetched:
+        namespace = self._namespace
+        if (fetched := namespace.near(part, members)) is not None:
+            if uses := namespace.due_uses():
+                told = programs.tell_used(namespace.state, uses)
+                namespace.background.submit(functools.partial(self._run, told, Call()))
+            return fetched
+        now, mark = namespace.clock.now(), namespace.mark(part)
+        replies = self._exchange(namespace.pack_fetch(part, members, now), 2)
+        return namespace.fetched(part, members, now, mark, replies)
 
     def _invoke(self, effect: Invoke[T]) -> T:
         packed = pack_script(effect.script, effect.keys, effect.args)

@@ -47,6 +47,7 @@ from .entry import (
 )
 from .errors import BackendUnavailable, Unfit
 from .keys import Names, partition_tags, tag_hash
+from .near import NearCache
 from .policy import Duration, Freshness, Policy, seconds
 from .scripts import PUBLISH, RELEASE, RENEW, Arg, Script
 from .served import AnyServed, Served, Source
@@ -99,6 +100,7 @@ class Namespace:
             max_entries=max(1, settings.max_entries // len(tags)),
             max_units=settings.max_bytes // UNIT // len(tags),
             strict=settings.strict,
+            near=None if settings.near is None else NearCache(settings.near),
         )
         self.breaker = Breaker(self.endpoint.label, self._tell)
         self.held = HeldConnections(self.endpoint, settings.deadline, self.breaker)
@@ -139,6 +141,9 @@ class Namespace:
         """Wait for detached work, add the last counters, close what belongs to the calling thread."""
         self.background.settle(_SETTLE_S)
         self.renewals.close()
+        if self.state.near is not None:
+            for part in self.state.partitions:
+                self.listener.unwatch(part.names.w, self.state.near)
         self.listener.leave(tuple(part.names.w for part in self.state.partitions))
         self.held.drop()
 
@@ -153,6 +158,37 @@ class Namespace:
 
     # --- the straight path: what both drivers do before a program is needed -----------------------------------
 
+    def near(self, part: Partition, members: Sequence[bytes]) -> Fetched | None:
+        """Return what near copies hold, as if it had been fetched; None unless there is one of each member."""
+        near, word = self.state.near, part.word
+        if near is None or word is None:
+            return None
+        now = self.clock.now()
+        copies: list[bytes] = []
+        for member in members:
+            data = near.get(member, now)
+            if data is None:
+                return None
+            copies.append(data)
+        self.state.counters.add("near_hits", len(copies))
+        return Fetched(word.raw, copies, int(now))
+
+    def mark(self, part: Partition) -> int:
+        """Return where the near cache stands before Redis is asked; from now on it hears of changes."""
+        near = self.state.near
+        if near is None:
+            return 0
+        if not near.hears(part.names.w):
+            self.listener.watch(part.names.w, near)
+        return near.mark
+
+    def due_uses(self) -> dict[bytes, float]:
+        """Return uses of near copies that Redis is to be told of, about once a second."""
+        near = self.state.near
+        if near is None or not near.is_due(self.clock.now()):
+            return {}
+        return near.take_used()
+
     def pack_fetch(self, part: Partition, members: Sequence[bytes], now: float) -> bytes:
         """Return one write that reads the control word and the entries, and touches them."""
         names = part.names
@@ -164,10 +200,19 @@ class Namespace:
         return pack(("MGET", names.c, *entries)) + pack(("ZADD", names.l, "XX", "CH", *touched))
 
     def fetched(
-        self, part: Partition, members: Sequence[bytes], now: float, replies: Sequence[Any]
+        self, part: Partition, members: Sequence[bytes], now: float, mark: int, replies: Sequence[Any]
     ) -> Fetched:
-        """Return the two replies to ``pack_fetch`` as an answer; a touch that failed is just lost."""
+        """
+        Return the two replies to ``pack_fetch`` as an answer; a touch that failed is just lost.
+
+        Near copies are kept of what is fresh and was not dropped since *mark*.
+        """
         word, *entries = checked(replies[0])
+        # Out of step, what was read may be invalidated, and who still has the old word could not tell.
+        if (near := self.state.near) is not None and part.word is not None and word == part.word.raw:
+            for member, data in zip(members, entries, strict=True):
+                if data is not None and (entry := parse(data)) is not None:
+                    near.keep(part.names.w, member, entry, now, mark)
         if len(members) == 1:
             changed, there = replies[1], entries[0] is not None and len(entries[0]) > HEADER.size  # no grave
             # 0 for an entry that is there: it is in no book.  1 for one that is not: somebody deleted it.

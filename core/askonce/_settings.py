@@ -10,6 +10,7 @@ from ._wire.endpoint import Endpoint, from_client, from_environment, from_url
 from .entry import UNIT
 from .errors import ConfigurationError
 from .keys import check_namespace
+from .near import Near
 from .policy import Duration, Size, seconds, size
 from .stats import Event
 
@@ -28,6 +29,7 @@ class Settings:
     deadline: float
     strict: bool
     on_event: Callable[[Event], object] | None = None
+    near: Near | None = None
 
     @classmethod
     def checked(
@@ -41,6 +43,7 @@ class Settings:
         deadline: Duration,
         strict: bool,
         on_event: Callable[[Event], object] | None = None,
+        near: Near | None = None,
     ) -> Settings:
         """Return the settings, or raise ConfigurationError with what was given and what is allowed."""
         if url is not None and client is not None:
@@ -52,6 +55,10 @@ class Settings:
         ):
             raise ConfigurationError(
                 f"max_entries={max_entries!r} is no bound; give a whole number from 1 to {_MOST_ENTRIES}"
+            )
+        if near is not None and not isinstance(near, Near):
+            raise ConfigurationError(
+                f"near={near!r} is no Near; give askonce.Near(max_entries=1_000, ttl='30s'), or leave it out"
             )
         bound = size("max_bytes", max_bytes)
         if bound < UNIT * 8:
@@ -67,6 +74,7 @@ class Settings:
             deadline=seconds("deadline", deadline, at_least=0.001),
             strict=strict,
             on_event=on_event,
+            near=near,
         )
 
     def endpoint(self) -> Endpoint:

@@ -20,6 +20,7 @@ from .control import Control, current
 from .entry import Codec
 from .errors import ConfigurationError
 from .keys import PLAIN, Explanation, Fingerprints, Request, check_text, differences, visible
+from .near import Near
 from .policy import Admit, Duration, Policy, Size, seconds
 from .served import AnyServed
 from .stats import Event
@@ -44,6 +45,7 @@ class View:
         policy: Policy | None = None,
         max_entries: int = 10_000,
         max_bytes: Size = "512mb",
+        near: Near | None = None,
         deadline: Duration = 0.1,
         admit: Admit | None = None,
         client: object = None,
@@ -57,6 +59,7 @@ class View:
         the embedded server.  ``client``: a plain redis-py client instead, whose address and credentials are used.
         ``namespace``: who; nothing is served across.  ``version``: which prompt template or schema; in the key.
         ``max_entries``, ``max_bytes``: bounds of the namespace in Redis, kept by evicting the least recently used.
+        ``near``: keep copies in this process too, see ``askonce.Near``; None keeps none.
         ``deadline``: the most that Redis may add to a call, in seconds; then the cache steps aside.
         ``admit``: decides what is stored, see ``askonce.Admit``.  ``strict``: raise BackendUnavailable instead of
         doing without the cache (tests, migrations).  ``on_event`` hears of what an operator wants to know, see
@@ -83,6 +86,7 @@ class View:
             deadline=deadline,
             strict=strict,
             on_event=on_event,
+            near=near,
         )
         self._namespace = Namespace(settings)
         self._fingerprints = Fingerprints(version, {})

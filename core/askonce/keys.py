@@ -202,6 +202,10 @@ def _text(value: str) -> object:
     return value
 
 
+#: Bytes of a digest as it stands in keys: 20 bytes as unpadded base64url.
+DIGEST_LENGTH: Final = 27
+
+
 # --- the fingerprint ----------------------------------------------------------------------------------------------
 
 

@@ -23,6 +23,9 @@ class Stats:
     """
 
     hits: int = 0  #: a fresh entry was served
+    near_hits: int = (
+        0  #: a near copy was read, and Redis not asked (what was served of it is counted as ever)
+    )
     stale: int = 0  #: a stale entry was served while it is refreshed
     stale_if_error: int = 0  #: a stale entry was served because computing failed
     misses: int = 0  #: a request was looked up and nothing servable was found

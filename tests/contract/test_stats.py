@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from askonce import Policy, Refused, Stats, control
+from askonce import Near, Policy, Refused, Stats, control
 
 from .colours import ask, call_on, close
 from .polling import age, until
@@ -63,6 +63,17 @@ def a_hit(driver, raw):
     driver.begin("q")
     driver.get_many(["q", "q"])
     return {"stored": 1, "hits": 6}
+
+
+def near_copies(driver, raw):
+    driver.store("q", "answer")
+    asked = 0
+    while not len(driver.cache._namespace.state.near):
+        driver.lookup("q")
+        asked += 1
+    for _ in range(3):
+        driver.lookup("q")
+    return {"stored": 1, "hits": asked + 3, "near_hits": 3}
 
 
 def computing(driver, raw):
@@ -269,9 +280,13 @@ def an_error_of_redis(driver, raw):
     return {"stored": 1, "misses": 1, "computed": 1, "backend_errors": 1}
 
 
-POLICIES = {an_impatient_caller: Policy(max_wait=0.05), expirations: Policy()}
+WORDS = {
+    an_impatient_caller: {"policy": Policy(max_wait=0.05)},
+    expirations: {"policy": Policy()},
+    near_copies: {"near": Near()},
+}
 SCENARIOS = [
-    a_miss, a_hit, computing, many, a_failing_function, a_begun_computation, a_replacement, a_stale_answer,
+    a_miss, a_hit, near_copies, computing, many, a_failing_function, a_begun_computation, a_replacement, a_stale_answer,
     a_failing_refresh, a_stale_answer_for_an_error, a_coalesced_caller, a_call_that_may_not_touch_the_cache,
     a_call_that_may_not_read, an_impatient_caller, what_an_adapter_counts, a_refused_answer,
     a_value_that_cannot_be_encoded, a_value_too_large, a_late_store, a_store_after_a_bump, evictions, expirations,
@@ -283,7 +298,9 @@ SCENARIOS = [
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
 def test_counters_move_by_their_rules(make_driver, raw, scenario):
     """What happened is counted once, under its name, and nothing else is."""
-    driver = make_driver(policy=POLICIES.get(scenario, WINDOWS), max_entries=20, max_bytes="256kb")
+    driver = make_driver(
+        **{"policy": WINDOWS, "max_entries": 20, "max_bytes": "256kb", **WORDS.get(scenario, {})}
+    )
 
     expected = scenario(driver, raw)
 

@@ -24,8 +24,9 @@ from askonce import (
     _cache,
 )
 from askonce._call import Call
-from askonce._effects import TIMED_OUT, Join, Sleep
+from askonce._effects import TIMED_OUT, Fetch, Join, Sleep
 from askonce._flights import Flight, Landed
+from askonce._programs import Partition
 
 from .fleet import Server
 from .play import Registered
@@ -52,11 +53,15 @@ class Both:
             async def lose(*_: Any) -> Any:
                 raise BackendUnavailable("no wire in this test")
 
-            self.cache._fetch = self.cache._invoke = self.cache._invoke_many = answer
-            self.cache._exchange = lose
+            async def read(part: Partition, members: tuple[bytes, ...]) -> Any:
+                return self.server.answer(Fetch(part.index, members))
+
+            self.cache._read, self.cache._exchange = read, lose
+            self.cache._invoke = self.cache._invoke_many = answer
         else:
-            self.cache._fetch = self.cache._invoke = self.cache._invoke_many = self.server.answer
+            self.cache._read = lambda part, members: self.server.answer(Fetch(part.index, members))
             self.cache._exchange = lost
+            self.cache._invoke = self.cache._invoke_many = self.server.answer
 
     def do(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Call a method; that of the async cache on an event loop of its own, which ends with it."""

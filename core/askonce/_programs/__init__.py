@@ -11,7 +11,7 @@ is an effect (see ``_effects``).  Rules that keep it so:
 5. drivers run a program to its end.
 """
 
-from .admin import bump, clear, entries, flush, invalidate, invalidate_tag, usage, whereabouts
+from .admin import bump, clear, entries, flush, invalidate, invalidate_tag, tell_used, usage, whereabouts
 from .begin import END_MARK, NOTHING_UNSENT, Held, Unsent, abandon, begin, finish, publish_call
 from .compute import get_or_compute
 from .find import lookup
@@ -50,6 +50,7 @@ __all__ = [
     "rest",
     "store",
     "store_many",
+    "tell_used",
     "tune_in",
     "usage",
     "whereabouts",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from .._effects import Program, ask, detach, invoke
 from ..entry import LONGEST_HEAD, UNIT, parse
 from ..errors import BackendUnavailable
-from ..scripts import BUMP, FORGET, TAG
+from ..scripts import BUMP, FORGET, TAG, Arg
 from ..stats import EntryInfo, Stats, Usage, from_counters
 from .find import connect, failed, is_tag_invalidated
 from .state import Ask, Partition, State, Word, by_partition, chunks, parse_word
@@ -46,6 +46,7 @@ def invalidate(state: State, asks: Sequence[Ask]) -> Program[int]:
 
 
 def _ground(state: State, digests: Sequence[bytes]) -> None:
+    state.drop_near(digests)
     for digest in digests:
         state.flights.ground(digest)
 
@@ -71,6 +72,7 @@ def invalidate_tag(state: State, tag: bytes) -> Program[bool]:
         for part in state.partitions:
             keys = (part.names.c, part.names.tv, part.names.w)
             note_word(part, (yield from invoke(TAG, part.index, keys, part.publish, _TAGS_KEPT, tag.hex())))
+        state.clear_near()
     except BackendUnavailable as error:
         failed(state, error)
         return False
@@ -112,7 +114,21 @@ def _bump(state: State) -> Program[int]:
         note_word(part, raw)
         word = parse_word(raw)
         generation = max(generation, word.generation if word else 0)
+    state.clear_near()
     return generation
+
+
+def tell_used(state: State, used: Mapping[bytes, float]) -> Program[None]:
+    """Tell Redis which members near copies were served of, and when last: its order stays that of use."""
+    homes: dict[int, list[Arg]] = {}
+    for member, now_ms in used.items():
+        part = state.partition_of(member.rpartition(b":")[2])
+        homes.setdefault(part.index, []).extend((b"%.3f" % now_ms, member))
+    for index, scores in homes.items():
+        try:
+            yield from ask(index, ("ZADD", state.partitions[index].names.l, "XX", "GT", *scores))
+        except BackendUnavailable:
+            state.counters.add("backend_errors")
 
 
 def _sweep(state: State, part: Partition) -> Program[int]:

@@ -248,6 +248,7 @@ def _count_uses(state: State, wanted: Ask, member: bytes, uses: int, ttl: float)
             yield from invoke(
                 SLIDE, part.index, keys, member, hot.ttl_ms, hot.max_age_ms, wanted.policy.window_ms
             )
+            state.drop_near((wanted.digest,))  # the copy's times are the old ones
     except BackendUnavailable:
         state.counters.add("backend_errors")
 

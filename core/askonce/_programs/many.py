@@ -376,6 +376,7 @@ def _store_chunk(
             victims = part.take_victims()  # the first call passes them, the others have none
             calls.append(store_call(state, wanted, grant.word if grant else word, encoded, grant, victims))
         answers: list[Stored | BackendUnavailable] = yield from invoke_many(STORE, part.index, tuple(calls))
+        state.drop_near(wanted.digest for wanted, _, _ in chunk)
     except BackendUnavailable as error:
         failed(state, error)
         return [None] * len(chunk)

@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 from .._flights import Flights, Key
 from .._tapes import Relays
 from ..keys import Names
+from ..near import NearCache
 from ..policy import Policy
 from ..stats import Counters
 
@@ -100,10 +101,22 @@ class State:
     max_entries: int  # of one partition
     max_units: int  # of one partition
     strict: bool = False
+    near: NearCache | None = None
     #: Streams led elsewhere that are followed here.
     relays: Relays = field(default_factory=Relays)
     #: Refreshes that failed in a row, by digest: each doubles the pause before the next.
     refresh_failures: dict[bytes, int] = field(default_factory=dict)
+
+    def drop_near(self, digests: Iterable[bytes]) -> None:
+        """Drop the near copies of what this process has changed: its own callers do not wait for the message."""
+        if self.near is not None:
+            for digest in digests:
+                self.near.drop(digest)
+
+    def clear_near(self) -> None:
+        """Drop all near copies."""
+        if self.near is not None:
+            self.near.clear()
 
     def partition_of(self, digest: bytes) -> Partition:
         """Return the partition of a digest."""

@@ -149,7 +149,9 @@ def write(state: State, wanted: Ask, encoded: Encoded, grant: Grant | None) -> P
 def _store(state: State, wanted: Ask, word: Word, encoded: Encoded, grant: Grant | None) -> Program[Stored]:
     part = wanted.partition
     keys, args = store_call(state, wanted, word, encoded, grant, part.take_victims())
-    return (yield from invoke(STORE, part.index, keys, *args))
+    stored = yield from invoke(STORE, part.index, keys, *args)
+    state.drop_near((wanted.digest,))
+    return stored
 
 
 def store_call(

@@ -1,9 +1,10 @@
 """
 The push connection: one thread of the process sleeps on pub/sub and wakes who waits for a flight led elsewhere.
 
-All caches of a process that use the same server share it, whatever their namespaces.  Messages are hints: a waiter
-looks again when it is woken, when the lease's time is over, and when the connection is lost, so that a lost message
-costs one lease at most.
+All caches of a process that use the same server share it, whatever their namespaces.  To who waits messages are hints:
+a waiter looks again when it is woken, when the lease's time is over, and when the connection is lost, so that a lost
+message costs one lease at most.  A watcher (the near cache) relies on them: it is told when they begin and when they may
+have been missed.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+import weakref
 from collections.abc import Hashable
 from concurrent.futures import Future
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from redis.exceptions import RedisError
 
@@ -51,6 +53,19 @@ class Registration:
         self._listener.remove(self._messages, self)
 
 
+class Watcher(Protocol):
+    """Who hears every message of a channel, and knows when there may be others."""
+
+    def opened(self, channel: bytes) -> None:
+        """Messages arrive from now on."""
+
+    def heard(self, message: bytes) -> None:
+        """Take one."""
+
+    def lost(self, channel: bytes) -> None:
+        """Messages may be missed from now on."""
+
+
 class Listener:
     """The process's push connection to one server: what it is subscribed to, and who waits for what."""
 
@@ -60,6 +75,7 @@ class Listener:
         self._pool = endpoint.sync_pool(deadline, deadline)
         self._changed = threading.Condition(threading.RLock())  # re-entrant: as in stats.Counters
         self._waiting: dict[Message, list[Registration]] = {}
+        self._watchers: dict[bytes, weakref.WeakSet[Watcher]] = {}
         self._channels: set[bytes] = set()  # wanted
         self._subscribed: set[bytes] = set()  # confirmed on this connection
         self._connection: Any = None
@@ -78,13 +94,7 @@ class Listener:
         kinds = (b"d", b"r") if chunks else (b"d",)
         messages = tuple((channel, kind + digest) for kind in kinds)
         with self._changed:
-            self._wanted = time.monotonic()
-            if channel not in self._channels:
-                self._channels.add(channel)
-                self._send("SUBSCRIBE", channel)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="askonce-listener", daemon=True)
-                self._thread.start()
+            self._want(channel)
             registration = Registration(self, messages)
             for message in messages:
                 self._waiting.setdefault(message, []).append(registration)
@@ -95,6 +105,34 @@ class Listener:
                     f"{self._endpoint.label}: no subscription within {self._deadline * 2} s"
                 )
         return registration
+
+    def watch(self, channel: bytes, watcher: Watcher) -> None:
+        """Tell *watcher*, as long as it lives, what is said on *channel*.  Does not wait for the subscription."""
+        with self._changed:
+            watchers = self._watchers.setdefault(channel, weakref.WeakSet())
+            if watcher in watchers:
+                return
+            self._want(channel)
+            watchers.add(watcher)
+            if channel in self._subscribed:
+                watcher.opened(channel)
+
+    def unwatch(self, channel: bytes, watcher: Watcher) -> None:
+        """Tell *watcher* no more."""
+        with self._changed:
+            watchers = self._watchers.get(channel)
+            if watchers is not None and watcher in watchers:
+                watchers.discard(watcher)
+                watcher.lost(channel)
+
+    def _want(self, channel: bytes) -> None:
+        self._wanted = time.monotonic()
+        if channel not in self._channels:
+            self._channels.add(channel)
+            self._send("SUBSCRIBE", channel)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="askonce-listener", daemon=True)
+            self._thread.start()
 
     def remove(self, messages: tuple[Message, ...], registration: Registration) -> None:
         """Forget a registration."""
@@ -107,10 +145,13 @@ class Listener:
                         del self._waiting[message]
 
     def leave(self, channels: tuple[bytes, ...]) -> None:
-        """Wake who waits for something on *channels*, and hear them no more: their cache is closed."""
+        """Wake who waits for something on *channels*, and hear them no more, but for others who watch."""
         with self._changed:
             self._wake(*(message for message in self._waiting if message[0] in channels))
             for channel in self._channels.intersection(channels):
+                if self._watchers.get(channel):
+                    continue
+                self._watchers.pop(channel, None)
                 self._channels.discard(channel)
                 self._subscribed.discard(channel)
                 self._send("UNSUBSCRIBE", channel)
@@ -128,18 +169,22 @@ class Listener:
                 time.sleep(_PAUSE)
 
     def _ends(self) -> bool:
-        """Return whether the thread is to end: nobody waits any more."""
+        """Return whether the thread is to end: nobody waits or watches any more."""
         with self._changed:
             if self._is_wanted():
                 return False
             self._channels.clear()
+            self._watchers.clear()
             self._thread = None
             return True
 
     def _is_wanted(self) -> bool:
-        if self._waiting:
+        if self._waiting or self._is_watched():
             self._wanted = time.monotonic()
         return time.monotonic() - self._wanted < _IDLE_S
+
+    def _is_watched(self) -> bool:
+        return any(self._watchers.values())
 
     def _listen(self) -> None:
         if self._endpoint.prepare is not None:
@@ -158,7 +203,7 @@ class Listener:
                     self._heard(connection.read_response(disable_decoding=True))
                 elif asked:
                     raise BackendUnavailable("the push connection does not answer")
-                elif self._waiting:  # a silent connection may be a dead one
+                elif self._waiting or self._is_watched():  # a silent connection may be a dead one
                     asked = True
                     with self._changed:
                         self._send("PING")
@@ -166,6 +211,9 @@ class Listener:
             with self._changed:
                 self._connection = None
                 self._subscribed.clear()
+                for channel, watchers in self._watchers.items():
+                    for watcher in watchers:
+                        watcher.lost(channel)
             connection.disconnect()
 
     def _send(self, *command: bytes | str) -> None:
@@ -179,6 +227,9 @@ class Listener:
             return  # the answer to a PING
         kind, channel, _ = message
         if kind == b"message":
+            with self._changed:
+                for watcher in self._watchers.get(channel, ()):
+                    watcher.heard(message[2])
             if message[2][:1] in {b"d", b"r"}:
                 self._wake((channel, message[2]))
         elif kind == b"subscribe":
@@ -186,6 +237,8 @@ class Listener:
                 if channel in self._channels:
                     self._subscribed.add(channel)
                     self._changed.notify_all()
+                    for watcher in self._watchers.get(channel, ()):
+                        watcher.opened(channel)
                 # who registered before may have missed a message
                 self._wake(*(message for message in self._waiting if message[0] == channel))
 

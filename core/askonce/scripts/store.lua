@@ -33,11 +33,9 @@ local publish, message = ARGV[15], ARGV[16]
 local held = redis.pcall("GET", k)
 held = type(held) == "string" and held
 
--- Free the lease if it is ours (an empty tombstone if the answer may not be stored), wake who waits.
+-- Free the lease if it is ours (an empty tombstone if the answer may not be stored), wake who waits. Near caches hear
+-- of every store: they may hold a copy of an entry that is gone from here.
 local function land(tombstone_ms)
-  if not held and holder == "" then
-    return
-  end
   if held == holder and tombstone_ms then
     redis.call("SET", k, "!" .. string.match(holder, "^%d+:%d+:"), "PX", tombstone_ms)
   elseif held == holder then
@@ -76,9 +74,6 @@ redis.call("SET", e, header .. body, "PX", string.format("%.0f", ttl_ms + window
 local replaced = record(member, retained_until, units)
 redis.call("ZADD", l, this_use, member)
 land()
-if replaced and not held and holder == "" then
-  redis.call(publish, w, message)
-end
 
 local swept = sweep(sweep_limit)
 local evicted = evict(7, 17, max_entries, max_units)

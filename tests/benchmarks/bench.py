@@ -21,7 +21,7 @@ import redis
 import redis.asyncio
 from langchain_core.outputs import Generation
 
-from askonce import AsyncCache, Cache
+from askonce import AsyncCache, Cache, Near
 from askonce_langchain import AskonceCache
 from tests.servers import Server, promised
 
@@ -84,12 +84,23 @@ def report(title: str, medians: dict[str, float], base: str) -> None:
         print(f"  {name:46s} {median * 1e6:8.1f} us   x{median / medians[base]:.2f}")
 
 
+def fill(cache: Cache, ask: Callable[[], object]) -> None:
+    """Ask until the near cache answers: it keeps nothing before its push connection stands."""
+    asked = 0
+    while cache.stats().near_hits - asked < 200:
+        asked = cache.stats().near_hits
+        ask()
+        time.sleep(0.01)
+
+
 def sync_part(server: Server, rounds: int) -> None:
     """Hit, store, miss, LangChain and the fingerprint, by threads."""
     client = redis.Redis.from_url(server.url)
     cache = Cache(server.url, namespace="bench", max_entries=1_000_000, max_bytes="8gb")
     at_bound = Cache(server.url, namespace="bound", max_entries=200, max_bytes="8gb")
     chains = AskonceCache(Cache(server.url, namespace="chains"))
+    near = Cache(server.url, namespace="bench", near=Near())
+    near_chains = AskonceCache(Cache(server.url, namespace="chains", near=Near()))
     requests = [request(number) for number in range(200)]
     body, answer = ANSWER.encode(), [Generation(text=ANSWER)]
     prompts = [f"{number}: " + QUESTION * 14 for number in range(200)]
@@ -98,17 +109,21 @@ def sync_part(server: Server, rounds: int) -> None:
         cache.store(requests[number], ANSWER)
         at_bound.store(requests[number], ANSWER)
         chains.update(prompts[number], LLM_STRING, answer)
+    fill(near, lambda: [near.lookup(one) for one in requests])
+    fill(near_chains.cache, lambda: [near_chains.lookup(one, LLM_STRING) for one in prompts])
     fresh = iter(range(10**9))
     absent = iter(range(10**9, 2 * 10**9))
     medians = measure(
         {
             "redis-py GET": lambda n: client.get(f"bare:{n}"),
             "lookup, hit": lambda n: cache.lookup(requests[n]),
+            "lookup, near hit": lambda n: near.lookup(requests[n]),
             "get_or_compute, hit": lambda n: cache.get_or_compute(requests[n], str),
             "lookup, miss": lambda _: cache.lookup({"n": next(absent)}),
             "fingerprint of a 1.5 KB request": lambda n: cache._fingerprints.of(requests[n]),
             "LangChain lookup, hit": lambda n: chains.lookup(prompts[n], LLM_STRING),
-            "LangChain update": lambda n: chains.update(prompts[n], LLM_STRING, answer),
+            "LangChain lookup, near hit": lambda n: near_chains.lookup(prompts[n], LLM_STRING),
+            "LangChain update": lambda n: chains.update("new " + prompts[n], LLM_STRING, answer),
             "redis-py SET PX": lambda n: client.set(f"bare:{n}", body, px=86_400_000),
             "store, below the bound": lambda _: cache.store({"n": next(fresh)}, ANSWER),
             "store, at the bound, one eviction": lambda _: at_bound.store({"n": next(fresh)}, ANSWER),
@@ -120,7 +135,7 @@ def sync_part(server: Server, rounds: int) -> None:
     ratio = medians["store, below the bound"] / medians["redis-py SET PX"]
     bound = medians["store, at the bound, one eviction"] / medians["redis-py SET PX"]
     print(f"  store against SET PX: below the bound x{ratio:.2f}, at the bound x{bound:.2f}")
-    for one in (cache, at_bound, chains.cache):
+    for one in (cache, at_bound, near, chains.cache, near_chains.cache):
         one.close()
 
 

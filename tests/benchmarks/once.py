@@ -4,7 +4,7 @@ What waiting for another caller costs: ``make bench`` runs this after the hit pa
 Eight processes of 25 callers ask one cold question whose answer takes 0.6 s; then the same as a stream.  Printed are
 the calls that reached the model, how long after the store the callers had the answer, how long after the leader a
 follower in another process had the first chunk, and what passing through adds to the first chunk of the leader's own
-consumer.  A fourth run is watched by MONITOR and counts the commands that a caller sends: those that scripts call and
+consumer.  Last comes how long after an invalidation another process still serves its near copy.  A fourth run is watched by MONITOR and counts the commands that a caller sends: those that scripts call and
 those that set up a connection are left out.
 """
 
@@ -20,10 +20,10 @@ from typing import Any
 
 import redis
 
-from askonce import Cache
+from askonce import Cache, Near
 from tests.servers import Server, promised
 
-PROCESSES, CALLERS, UPSTREAM_S = 8, 25, 0.6
+PROCESSES, CALLERS, UPSTREAM_S, PUSHES = 8, 25, 0.6, 100
 
 
 def _ask(url: str, number: int, barrier: Any, out: Any, stream: bool) -> None:
@@ -126,6 +126,39 @@ def pass_through(server: Server) -> float:
     return (statistics.median(added[1::2]) + statistics.median(added[::2])) * 1000
 
 
+def _hold(url: str, ready: Any, missed: Any) -> None:
+    """Be a process with a near copy: say each time that it is there, and when it was gone."""
+    cache = Cache(url, namespace="push", near=Near(), deadline=1.0)
+    for turn in range(PUSHES):
+        near = cache.stats().near_hits
+        while cache.lookup(turn) is None or cache.stats().near_hits - near < 3:
+            time.sleep(0.002)
+        ready.put(turn)
+        while cache.lookup(turn) is not None:
+            time.sleep(0.0001)  # a thread that computes on holds the message up for 5 ms: sys.getswitchinterval()
+        missed.put(time.monotonic())
+    cache.close()
+
+
+def push(server: Server) -> list[float]:
+    """Return for how many milliseconds after ``invalidate`` had returned another process served its near copy."""
+    context = multiprocessing.get_context("spawn")
+    ready, missed = context.Queue(), context.Queue()
+    cache, served = Cache(server.url, namespace="push", deadline=1.0), []
+    for turn in range(PUSHES):
+        cache.store(turn, "answer")
+    holder = context.Process(target=_hold, args=(server.url, ready, missed))
+    holder.start()
+    for turn in range(PUSHES):
+        ready.get(timeout=60)
+        cache.invalidate(turn)
+        done = time.monotonic()
+        served.append(max(missed.get(timeout=60) - done, 0.0) * 1000)
+    holder.join()
+    cache.close()
+    return sorted(served)
+
+
 def _one() -> Iterator[float]:
     yield 1.0
 
@@ -149,6 +182,11 @@ def main() -> None:
                     f"commands sent a caller {sent.count / (PROCESSES * CALLERS):.1f}"
                 )
             print(f"  passing through adds {pass_through(server):.2f} ms to the first chunk (median)")
+            served = push(server)
+            print(
+                f"  near: another process serves its copy for {statistics.median(served):.2f} ms after invalidate() "
+                f"has returned (median of {PUSHES}, worst {served[-1]:.1f} ms)"
+            )
 
 
 if __name__ == "__main__":

@@ -80,10 +80,11 @@ def test_a_flight_is_boarded_under_the_control_word():
 def test_named_victims_are_passed_once():
     """Two stores at the same time do not evict the same entries twice."""
     part = make_state().partitions[0]
-    part.victims = [b"a", b"1"]
+    part.victims = [b"a", b"1", b"b", b"2", b"c", b"3"]
 
-    assert part.take_victims() == [b"a", b"1"]
-    assert part.take_victims() == []
+    assert part.take_victims(2) == [b"a", b"1", b"b", b"2"]
+    assert part.take_victims(2) == [b"c", b"3"]
+    assert part.take_victims(2) == []
 
 
 def test_suspects_are_bounded():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -232,12 +233,42 @@ def test_when_there_is_more_to_trim(state, answer, more):
     assert play(trim(state, state.partitions[0]), (TRIM, answer)) is more
 
 
-def test_a_trim_within_the_limits_keeps_a_few_victims(state, part):
-    """The next store passes four, not sixty-four."""
+def test_each_store_passes_a_few_of_the_victims_that_a_trim_named(state, part):
+    """Four, not sixty-four: the rest is left to the stores that run at the same time."""
     victims = tuple(b"%d" % number for number in range(128))
     play(trim(state, part), (TRIM, trimmed(victims=victims)))
+    one, two = (Player(store(state, make_ask(state), "new", 0)) for _ in range(2))
 
-    assert part.victims == list(victims[:8])
+    assert one.asks().args[16:] == victims[:8]
+    assert two.asks().args[16:] == victims[8:16]
+    one.answer(stored(victims=(b"7:z", b"12"), evicted=1))
+    assert part.victims == list(victims[16:])
+
+
+def test_one_caller_makes_room_for_all(state, part):
+    """Stores that find the partition over a limit meanwhile do not trim as well, and are seen to."""
+    first, second = (Player(store(state, make_ask(state), "new", 0)) for _ in range(2))
+    first.play((STORE, stored(over=1, victims=(b"7:v", b"1"))))
+    assert first.asks().script is TRIM
+    second.play((STORE, stored(over=1)))
+    assert second.end() is True
+
+    first.answer(trimmed(evicted=1))
+    assert first.asks().script is TRIM
+    first.answer(trimmed(evicted=1))
+    assert first.end() is True
+    assert part.making_room is False
+
+
+def test_room_is_made_again_after_a_failure(state, part):
+    """Whoever made it has gone, with an error or interrupted."""
+    for lost in (AWAY, Cancelled()):
+        program = Player(store(state, make_ask(state), "new", 0))
+        program.play((STORE, stored(over=1, victims=(b"7:v", b"1"))))
+        assert program.asks().script is TRIM
+        with contextlib.suppress(Cancelled):
+            program.answer(lost)
+        assert part.making_room is False
 
 
 def test_draining_ends_without_redis(state):

@@ -16,6 +16,7 @@ from .compute import error_type, lead, pause_ms, share
 from .find import Found, connect, failed, find, judge, keep_step, serve, use
 from .state import Ask, Partition, State, by_partition, chunks, parse_word
 from .write import (
+    PEEK,
     Grant,
     admitted,
     encode_for_store,
@@ -373,7 +374,7 @@ def _store_chunk(
         word = part.word or (yield from connect(part))
         calls = []
         for wanted, encoded, grant in chunk:
-            victims = part.take_victims()  # the first call passes them, the others have none
+            victims = part.take_victims(PEEK)
             calls.append(store_call(state, wanted, grant.word if grant else word, encoded, grant, victims))
         answers: list[Stored | BackendUnavailable] = yield from invoke_many(STORE, part.index, tuple(calls))
         state.drop_near(wanted.digest for wanted, _, _ in chunk)

@@ -55,8 +55,11 @@ class Partition:
     newest: int = 0
     newest_raw: bytes = b""
     publish: bytes = b"PUBLISH"
-    #: Eviction candidates named by the last store or trim: member, score, member, score ...
+    #: Eviction candidates that a store or a trim has named: member, score, member, score ...
     victims: list[bytes] = field(default_factory=list)
+    #: A store left the partition over a limit; somebody here makes room already.
+    over: bool = False
+    making_room: bool = False
     #: Members whose touch disagreed with their entry.
     suspects: set[bytes] = field(default_factory=set)
     #: Tag hash (hex) -> sequence of its last invalidation, as far as ``tags_until``; below the floor all are refused.
@@ -85,9 +88,9 @@ class Partition:
         taken, self.suspects = self.suspects, set()
         return taken
 
-    def take_victims(self) -> list[bytes]:
-        """Return the named victims; no other store may pass them a second time."""
-        taken, self.victims = self.victims, []
+    def take_victims(self, most: int) -> list[bytes]:
+        """Return at most *most* of the named victims, the first to go; no other store need pass them again."""
+        taken, self.victims = self.victims[: 2 * most], self.victims[2 * most :]
         return taken
 
 

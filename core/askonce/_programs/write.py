@@ -16,7 +16,7 @@ from .state import Ask, Partition, State, Word, parse_word
 
 #: Entries that a store sweeps, and victims that it asks to be named for the next one (redis.md measured both).
 _SWEEP: Final = 16
-_PEEK: Final = 4
+PEEK: Final = 4
 #: Victims of one trim: about 0.4 ms of the server.
 _TRIM: Final = 64
 #: Trims that a caller waits for; the rest runs in the background.
@@ -148,7 +148,7 @@ def write(state: State, wanted: Ask, encoded: Encoded, grant: Grant | None) -> P
 
 def _store(state: State, wanted: Ask, word: Word, encoded: Encoded, grant: Grant | None) -> Program[Stored]:
     part = wanted.partition
-    keys, args = store_call(state, wanted, word, encoded, grant, part.take_victims())
+    keys, args = store_call(state, wanted, word, encoded, grant, part.take_victims(PEEK))
     stored = yield from invoke(STORE, part.index, keys, *args)
     state.drop_near((wanted.digest,))
     return stored
@@ -177,7 +177,7 @@ def store_call(
         state.max_units,
         OVERHEAD,
         _SWEEP,
-        _PEEK,
+        PEEK,
         grant.fence if grant else b"",
         grant.holder if grant else b"",
         wanted.partition.publish,
@@ -196,9 +196,11 @@ def settle(state: State, part: Partition, stored: Stored) -> Program[None]:
         counters.add("replaced", stored.code == REPLACED)
     counters.add("expired", stored.swept)
     counters.add("evicted", stored.evicted)
-    part.victims = stored.victims
+    part.victims = part.victims or stored.victims
     if stored.over:
-        yield from _make_room(state, part)
+        part.over = True
+        if not part.making_room:
+            yield from _make_room(state, part)
     part.healed_ms = part.healed_ms or stored.now_ms
     if part.suspects or stored.now_ms - part.healed_ms >= _HEAL_MS:
         part.healed_ms = stored.now_ms
@@ -206,25 +208,30 @@ def settle(state: State, part: Partition, stored: Stored) -> Program[None]:
 
 
 def _make_room(state: State, part: Partition) -> Program[None]:
+    """Trim for all callers here whose store found the partition over a limit: one of them at a time."""
+    part.making_room = True
     try:
         for _ in range(_FOREGROUND_TRIMS):
-            if not (yield from trim(state, part)):
+            part.over = False
+            if not (yield from trim(state, part)) and not part.over:
                 return
     except BackendUnavailable:
         state.counters.add("backend_errors")  # what was stored is stored
         return
+    finally:
+        part.making_room = False
     yield from detach(drain(state, part))
 
 
 def trim(state: State, part: Partition, max_units: int | None = None) -> Program[bool]:
     """Evict the named victims, sweep the expired; return whether there is more to do."""
     most = state.max_units if max_units is None else min(max_units, state.max_units)
-    victims = part.take_victims()
+    victims = part.take_victims(_TRIM)
     keys = (part.names.l, part.names.x, *(part.names.e + victim for victim in victims[::2]))
     trimmed = yield from invoke(TRIM, part.index, keys, _TRIM, state.max_entries, most, _TRIM, *victims)
     state.counters.add("expired", trimmed.swept)
     state.counters.add("evicted", trimmed.evicted)
-    part.victims = trimmed.victims if trimmed.over else trimmed.victims[: 2 * _PEEK]
+    part.victims = trimmed.victims
     return bool(trimmed.over and trimmed.victims) or trimmed.swept == _TRIM
 
 

@@ -11,6 +11,7 @@ The names below are the public API; every other module is private.
 
 from ._aio import AsyncCache, AsyncLease
 from ._cache import Cache, Lease
+from ._warm import WarmReport
 from .control import control
 from .entry import Codec, Unusable
 from .errors import (
@@ -65,6 +66,7 @@ __all__ = [
     "Usage",
     "VectorCodec",
     "Verbatim",
+    "WarmReport",
     "control",
     "in_upstream",
     "upstream",

@@ -34,6 +34,7 @@ from ._effects import (
 )
 from ._loops import awaited, detach, running_loop, settle, within
 from ._view import View, memo_request
+from ._warm import WarmReport, afill
 from ._wire.commands import answer, checked, is_unknown_script, pack, pack_load, pack_script
 from .control import NONE, current
 from .entry import Codec, encode_chunk
@@ -360,6 +361,33 @@ class AsyncCache(View):
             programs.begin(self._namespace.state, wanted, fetched, refresh=refresh), call
         )
         return AsyncLease(self, outcome, call, owner) if isinstance(outcome, programs.Held) else outcome
+
+    async def warm(
+        self,
+        requests: Iterable[T],
+        fn: Callable[[T], Awaitable[Any]] | Callable[[T], Any],
+        *,
+        concurrency: int = 8,
+        on_progress: Callable[[WarmReport], object] | None = None,
+        ttl: Duration | None = None,
+        tags: Sequence[str] = (),
+        codec: Codec[Any] | None = None,
+        admit: Admit | None = None,
+    ) -> WarmReport:
+        """
+        Fill the cache ahead of demand: do what ``get_or_compute`` does for each request, with ``fn(request)``.
+
+        At most *concurrency* at a time, read from *requests* as they are needed.  Returns how many were computed and
+        found; a request that fails is listed there with its exception, and stops nothing.  ``on_progress`` is told
+        after each request.
+        """
+
+        async def serve(request: T) -> AnyServed:
+            return await self.serve(
+                request, lambda: fn(request), ttl=ttl, tags=tags, codec=codec, admit=admit
+            )
+
+        return await afill(requests, serve, concurrency, on_progress)
 
     async def invalidate(self, request: object) -> bool:
         """

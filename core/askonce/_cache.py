@@ -35,6 +35,7 @@ from ._effects import (
 from ._loops import running_loop
 from ._stream import stream
 from ._view import View, memo_request
+from ._warm import WarmReport, fill
 from ._wire.commands import answer, checked, is_unknown_script, pack, pack_load, pack_script
 from .control import NONE, current
 from .entry import Codec, encode_chunk
@@ -292,6 +293,31 @@ class Cache(View):
         )
         outcome = self._run(programs.begin(self._namespace.state, wanted, fetched, refresh=refresh), call)
         return Lease(self, outcome, call, owner) if isinstance(outcome, programs.Held) else outcome
+
+    def warm(
+        self,
+        requests: Iterable[T],
+        fn: Callable[[T], Any],
+        *,
+        concurrency: int = 8,
+        on_progress: Callable[[WarmReport], object] | None = None,
+        ttl: Duration | None = None,
+        tags: Sequence[str] = (),
+        codec: Codec[Any] | None = None,
+        admit: Admit | None = None,
+    ) -> WarmReport:
+        """
+        Fill the cache ahead of demand: do what ``get_or_compute`` does for each request, with ``fn(request)``.
+
+        At most *concurrency* at a time, read from *requests* as they are needed.  Returns how many were computed and
+        found; a request that fails is listed there with its exception, and stops nothing.  ``on_progress`` is told
+        after each request.
+        """
+
+        def serve(request: T) -> AnyServed:
+            return self.serve(request, lambda: fn(request), ttl=ttl, tags=tags, codec=codec, admit=admit)
+
+        return fill(requests, serve, concurrency, on_progress)
 
     def invalidate(self, request: object) -> bool:
         """

@@ -17,7 +17,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 LOCK = $(UV) pip compile --quiet --upgrade --no-emit-index-url --no-annotate --no-header --universal \
   --python-version 3.11 pyproject.toml
 
-.PHONY: help demo test check bench bench-langchain proofs chaos soak fmt lock clean
+.PHONY: help demo test check bench scale bench-langchain proofs chaos soak fmt lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ check: $(READY)  ## the same without the tests
 bench: $(READY)  ## medians and ratios to a bare redis-py GET, interleaved in one run
 	@$(BIN)/python -m tests.benchmarks.bench $(ARGS)
 	@$(BIN)/python -m tests.benchmarks.once $(ARGS)
+
+scale: $(READY)  ## what one Redis serves, by answer size and hit rate; memory; what partitions change: tables
+	@$(BIN)/python -m tests.benchmarks.scale $(ARGS)
 
 bench-langchain: $(PEERS)/.ready  ## LangChain's own caches on Redis beside ours, in one run
 	@PYTHONPATH=core:integrations $(PEERS)/bin/python -W ignore -m tests.benchmarks.langchain_peers $(ARGS)

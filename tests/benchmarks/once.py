@@ -135,7 +135,7 @@ def _hold(url: str, ready: Any, missed: Any) -> None:
             time.sleep(0.002)
         ready.put(turn)
         while cache.lookup(turn) is not None:
-            time.sleep(0.0001)  # a thread that computes on holds the message up for 5 ms: sys.getswitchinterval()
+            time.sleep(0.0001)  # who computes on holds the message up for 5 ms, sys.getswitchinterval()
         missed.put(time.monotonic())
     cache.close()
 

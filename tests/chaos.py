@@ -26,7 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from askonce import AsyncCache, Cache, Source
-from tests.servers import Server, free_port, promised
+from askonce.keys import partition_slot, partition_tags
+from tests.servers import Cluster, Server, free_port, promised
 
 DEADLINE = 0.1
 KNOWN = 50
@@ -208,7 +209,38 @@ def failover(stack: ExitStack, command: list[str]) -> tuple[str, Callable[[], No
     return f"redis://127.0.0.1:{switch.port}/0", lose, lambda: client.replicaof("NO", "ONE")
 
 
-FAULTS: dict[str, Fault] = {"frozen": frozen, "killed": killed, "full": full, "failover": failover}
+def cluster(stack: ExitStack, command: list[str]) -> tuple[str, Callable[[], None], Callable[[], None]]:
+    """One of three masters of a cluster is killed; its replica takes over; then it comes back as a replica."""
+    running = stack.enter_context(Cluster(command))
+    victim = running.servers[0]
+    return running.url, victim.kill, victim.start
+
+
+def cluster_frozen(
+    stack: ExitStack, command: list[str]
+) -> tuple[str, Callable[[], None], Callable[[], None]]:
+    """One of three masters of a cluster is frozen; its replica takes over; then it goes on and finds that out."""
+    running = stack.enter_context(Cluster(command))
+    victim = running.servers[0]
+    return running.url, victim.freeze, victim.thaw
+
+
+def slot(stack: ExitStack, command: list[str]) -> tuple[str, Callable[[], None], Callable[[], None]]:
+    """The slot of a partition moves to another master, key by key."""
+    running = stack.enter_context(Cluster(command))
+    slot = partition_slot("chaos", partition_tags("chaos", 16)[0])
+    return running.url, lambda: running.move(slot), lambda: None
+
+
+FAULTS: dict[str, Fault] = {
+    "frozen": frozen,
+    "killed": killed,
+    "full": full,
+    "failover": failover,
+    "cluster": cluster,
+    "cluster frozen": cluster_frozen,
+    "slot moves": slot,
+}
 
 
 def run(fault: Fault, command: list[str]) -> Load:

@@ -17,10 +17,13 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
+import redis
 
 
 def promised() -> dict[str, list[str]]:
@@ -109,6 +112,126 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Cluster:
+    """A Redis Cluster of three masters, each with a replica, on loopback; a context manager."""
+
+    def __init__(
+        self, command: list[str], *options: str, node_timeout: float = 1.5, name: str = "valkey"
+    ) -> None:
+        settings = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(round(node_timeout * 1000)))
+        self.name = name
+        self.servers: list[Server] = []
+        with ExitStack() as stack:
+            for _ in range(6):
+                one = Server(command, *settings, "--repl-diskless-sync-delay", "0", *options, name=name)
+                self.servers.append(stack.enter_context(one))
+            self.clients = [stack.enter_context(redis.Redis(port=server.port)) for server in self.servers]
+            self._form()
+            self._ended = stack.pop_all()
+
+    @property
+    def url(self) -> str:
+        """The cluster's URL, with every node in it."""
+        return "redis+cluster://" + ",".join(f"127.0.0.1:{server.port}" for server in self.servers)
+
+    def _form(self) -> None:
+        masters, replicas = self.clients[:3], self.clients[3:]
+        for number, client in enumerate(masters):
+            # CLUSTER ADDSLOTSRANGE needs Redis 7.0.
+            client.execute_command("CLUSTER ADDSLOTS", *range(number * 16384 // 3, (number + 1) * 16384 // 3))
+            client.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
+        for server in self.servers[1:]:
+            masters[0].execute_command("CLUSTER MEET", "127.0.0.1", server.port)
+        _until(lambda: all(self._says(client, "cluster_known_nodes", "6") for client in self.clients))
+        for master, replica in zip(masters, replicas, strict=True):
+            _until(lambda master=master, replica=replica: _follow(replica, master))
+        self.wait_until_whole()
+
+    def wait_until_whole(self) -> None:
+        """Return once every node that runs says that all slots are served, and every replica follows its master."""
+        running = [
+            client
+            for server, client in zip(self.servers, self.clients, strict=True)
+            if server.process.poll() is None
+        ]
+        _until(lambda: all(self._says(client, "cluster_state", "ok") for client in running))
+        _until(lambda: all(_in_step(client) for client in running))
+
+    def _says(self, client: redis.Redis, name: str, value: str) -> bool:
+        info: Any = client.execute_command("CLUSTER INFO")
+        lines = (
+            info.items() if isinstance(info, dict) else (line.split(":", 1) for line in info.decode().split())
+        )
+        return dict(lines).get(name) == value
+
+    def owner(self, slot: int) -> int:
+        """Return which of the servers has a slot now, by asking one that runs."""
+        for server, client in zip(self.servers, self.clients, strict=True):
+            if server.process.poll() is None:
+                for first, last, (_, port, *_), *_ in raw_slots(client):
+                    if first <= slot <= last:
+                        return [server.port for server in self.servers].index(port)
+        raise AssertionError(f"nobody has slot {slot}")
+
+    def move(self, slot: int, to: int | None = None) -> None:
+        """Move a slot to another master, key by key, as redis-cli --cluster reshard does."""
+        source = self.owner(slot)
+        to = next(n for n in range(3) if n != source) if to is None else to
+        there, here = self.clients[to], self.clients[source]
+        there_id, here_id = (client.execute_command("CLUSTER MYID").decode() for client in (there, here))
+        there.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", here_id)
+        here.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", there_id)
+        while keys := here.execute_command("CLUSTER GETKEYSINSLOT", slot, 10):
+            here.execute_command("MIGRATE", "127.0.0.1", self.servers[to].port, "", 0, 5000, "KEYS", *keys)
+        for client in (there, here):  # first who has it now
+            client.execute_command("CLUSTER SETSLOT", slot, "NODE", there_id)
+
+    def flushall(self) -> None:
+        """Remove all keys."""
+        for client in self.clients:
+            if client.info("replication")["role"] == "master":
+                client.flushall()
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for server in self.servers:
+            server.thaw()
+        self._ended.close()
+
+
+def raw_slots(client: redis.Redis) -> Any:
+    """Return the answer to CLUSTER SLOTS as it came."""
+    connection = client.connection_pool.get_connection()
+    try:
+        connection.send_command("CLUSTER", "SLOTS")
+        return connection.read_response()
+    finally:
+        client.connection_pool.release(connection)
+
+
+def _follow(replica: redis.Redis, master: redis.Redis) -> bool:
+    try:
+        replica.execute_command("CLUSTER REPLICATE", master.execute_command("CLUSTER MYID"))
+    except redis.ResponseError:  # it does not know that master yet
+        return False
+    return True
+
+
+def _in_step(client: redis.Redis) -> bool:
+    state = client.info("replication")
+    return state["role"] == "master" or state["master_link_status"] == "up"
+
+
+def _until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise RuntimeError(f"the cluster did not come about within {seconds} s")
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="session", params=["valkey"], name="server")

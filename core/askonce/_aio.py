@@ -31,6 +31,7 @@ from ._effects import (
     Listen,
     Program,
     Sleep,
+    Tell,
 )
 from ._loops import awaited, detach, running_loop, settle, within
 from ._view import View, memo_request
@@ -500,7 +501,8 @@ class AsyncCache(View):
         await settle()
         with contextlib.suppress(BackendUnavailable):  # strict: there is nobody to count for
             await self._run(programs.flush(self._namespace.state), Call())
-        await self._namespace.multiplexers.aclose()
+        for node in self._namespace.topology.known:
+            await node.multiplexers.aclose()
         self._namespace.close()
 
     async def __aenter__(self) -> AsyncCache:
@@ -536,9 +538,14 @@ class AsyncCache(View):
                 reply, error = await self._perform(effect, call), None
             except BaseException as exc:  # noqa: BLE001  the program decides
                 error = exc
-                if isinstance(exc, Unfit):
-                    self._namespace.unfit(exc)
-                    await self._namespace.multiplexers.drop()
+                if isinstance(exc, BackendUnavailable):
+                    await self._note(effect, exc)
+
+    async def _note(self, effect: Effect, error: BackendUnavailable) -> None:
+        if isinstance(effect, Fetch | Invoke | InvokeMany | Ask | Listen):
+            self._namespace.failed(effect.partition, error)
+            if isinstance(error, Unfit) and (node := self._namespace.nodes[effect.partition]) is not None:
+                await node.multiplexers.drop()
 
     async def _perform(self, effect: Effect, call: Call) -> Any:
         match effect:
@@ -548,8 +555,8 @@ class AsyncCache(View):
                 return await self._invoke(effect)
             case InvokeMany():
                 return await self._invoke_many(effect)
-            case Ask(_, commands):
-                replies = await self._exchange(b"".join(map(pack, commands)), len(commands))
+            case Ask(index, commands):
+                replies = await self._exchange(index, b"".join(map(pack, commands)), len(commands))
                 return [checked(reply) for reply in replies]
             case Compute():
                 return await self._compute(effect, call)
@@ -575,15 +582,19 @@ class AsyncCache(View):
             case Detach(program):
                 detach(self._run(program, call), Context())  # as in a thread: the caller's run may be over
                 return None
+            case Tell(reason):
+                self._namespace.disagree(reason)
+                return None
             case _:
                 assert_never(effect)
 
-    async def _exchange(self, packed: bytes, count: int) -> list[Any]:
+    async def _exchange(self, index: int, packed: bytes, count: int) -> list[Any]:
         namespace = self._namespace
-        wire, counters = namespace.multiplexers.here(), namespace.due_counters()
+        node = namespace.nodes[index] or await namespace.topology.afind(index)
+        wire, counters = node.multiplexers.here(), namespace.due_counters(index)
         if not counters:
             return await wire.exchange(packed, count)
-        packed += namespace.pack_counters(counters)
+        packed += namespace.pack_counters(index, counters)
         try:
             replies = await wire.exchange(packed, count + len(counters))
         except BackendUnavailable:
@@ -600,18 +611,19 @@ class AsyncCache(View):
             return fetched
         now, mark = namespace.clock.now(), namespace.mark(part)
         if len(members) == 1 and not namespace.flush_is_due():
-            replies = await namespace.multiplexers.here().fetch(namespace.readings[part.index], members[0])
+            node = namespace.nodes[part.index] or await namespace.topology.afind(part.index)
+            replies = await node.multiplexers.here().fetch(namespace.readings[part.index], members[0])
         else:
-            replies = await self._exchange(namespace.pack_fetch(part, members, now), 2)
+            replies = await self._exchange(part.index, namespace.pack_fetch(part, members, now), 2)
         return namespace.fetched(part, members, now, mark, replies)
 
     async def _invoke(self, effect: Invoke[T]) -> T:
         packed = pack_script(effect.script, effect.keys, effect.args)
         before = time.monotonic()
-        replies = await self._exchange(packed, 1)
+        replies = await self._exchange(effect.partition, packed, 1)
         if is_unknown_script(replies):
             before = time.monotonic()
-            replies = (await self._exchange(pack_load(effect.script) + packed, 2))[1:]
+            replies = (await self._exchange(effect.partition, pack_load(effect.script) + packed, 2))[1:]
         result = answer(effect.script, replies[0])
         self._namespace.clock.note(result, before, time.monotonic())
         return result
@@ -619,10 +631,11 @@ class AsyncCache(View):
     async def _invoke_many(self, effect: InvokeMany[T]) -> list[T | BackendUnavailable]:
         packed = b"".join(pack_script(effect.script, keys, args) for keys, args in effect.calls)
         count = len(effect.calls)
-        replies = await self._exchange(packed, count)
+        replies = await self._exchange(effect.partition, packed, count)
         if is_unknown_script(replies):
-            replies = (await self._exchange(pack_load(effect.script) + packed, count + 1))[1:]
-        return self._namespace.answers(effect.script, replies)
+            again = await self._exchange(effect.partition, pack_load(effect.script) + packed, count + 1)
+            replies = again[1:]
+        return self._namespace.answers(effect.script, effect.partition, replies)
 
     async def _compute(self, effect: Compute, call: Call) -> list[Computed]:
         compute = call.compute

@@ -31,6 +31,7 @@ from ._effects import (
     Listen,
     Program,
     Sleep,
+    Tell,
 )
 from ._loops import running_loop
 from ._stream import stream
@@ -464,9 +465,14 @@ class Cache(View):
                 reply, error = self._perform(effect, call), None
             except BaseException as exc:  # noqa: BLE001  the program decides
                 error = exc
-                if isinstance(exc, Unfit):
-                    self._namespace.unfit(exc)
-                    self._namespace.held.drop()
+                if isinstance(exc, BackendUnavailable):
+                    self._note(effect, exc)
+
+    def _note(self, effect: Effect, error: BackendUnavailable) -> None:
+        if isinstance(effect, Fetch | Invoke | InvokeMany | Ask | Listen):
+            self._namespace.failed(effect.partition, error)
+            if isinstance(error, Unfit) and (node := self._namespace.nodes[effect.partition]) is not None:
+                node.held.drop()
 
     def _perform(self, effect: Effect, call: Call) -> Any:
         match effect:
@@ -476,8 +482,8 @@ class Cache(View):
                 return self._invoke(effect)
             case InvokeMany():
                 return self._invoke_many(effect)
-            case Ask(_, commands):
-                replies = self._exchange(b"".join(map(pack, commands)), len(commands))
+            case Ask(index, commands):
+                replies = self._exchange(index, b"".join(map(pack, commands)), len(commands))
                 return [checked(reply) for reply in replies]
             case Compute():
                 return self._compute(effect, call)
@@ -503,17 +509,21 @@ class Cache(View):
             case Detach(program):
                 self._namespace.background.submit(functools.partial(self._run, program, call))
                 return None
+            case Tell(reason):
+                self._namespace.disagree(reason)
+                return None
             case _:
                 assert_never(effect)
 
-    def _exchange(self, packed: bytes, count: int) -> list[Any]:
+    def _exchange(self, index: int, packed: bytes, count: int) -> list[Any]:
         namespace = self._namespace
-        counters = namespace.due_counters()
+        held = (namespace.nodes[index] or namespace.topology.find(index)).held
+        counters = namespace.due_counters(index)
         if not counters:
-            return namespace.held.exchange(packed, count)
-        packed += namespace.pack_counters(counters)
+            return held.exchange(packed, count)
+        packed += namespace.pack_counters(index, counters)
         try:
-            replies = namespace.held.exchange(packed, count + len(counters))
+            replies = held.exchange(packed, count + len(counters))
         except BackendUnavailable:
             namespace.state.counters.give_back(counters)
             raise
@@ -528,16 +538,16 @@ class Cache(View):
                 namespace.background.submit(functools.partial(self._run, told, Call()))
             return fetched
         now, mark = namespace.clock.now(), namespace.mark(part)
-        replies = self._exchange(namespace.pack_fetch(part, members, now), 2)
+        replies = self._exchange(part.index, namespace.pack_fetch(part, members, now), 2)
         return namespace.fetched(part, members, now, mark, replies)
 
     def _invoke(self, effect: Invoke[T]) -> T:
         packed = pack_script(effect.script, effect.keys, effect.args)
         before = time.monotonic()
-        replies = self._exchange(packed, 1)
+        replies = self._exchange(effect.partition, packed, 1)
         if is_unknown_script(replies):
             before = time.monotonic()
-            replies = self._exchange(pack_load(effect.script) + packed, 2)[1:]
+            replies = self._exchange(effect.partition, pack_load(effect.script) + packed, 2)[1:]
         result = answer(effect.script, replies[0])
         self._namespace.clock.note(result, before, time.monotonic())
         return result
@@ -545,10 +555,10 @@ class Cache(View):
     def _invoke_many(self, effect: InvokeMany[T]) -> list[T | BackendUnavailable]:
         packed = b"".join(pack_script(effect.script, keys, args) for keys, args in effect.calls)
         count = len(effect.calls)
-        replies = self._exchange(packed, count)
+        replies = self._exchange(effect.partition, packed, count)
         if is_unknown_script(replies):
-            replies = self._exchange(pack_load(effect.script) + packed, count + 1)[1:]
-        return self._namespace.answers(effect.script, replies)
+            replies = self._exchange(effect.partition, pack_load(effect.script) + packed, count + 1)[1:]
+        return self._namespace.answers(effect.script, effect.partition, replies)
 
     def _compute(self, effect: Compute, call: Call) -> list[Computed]:
         compute = call.compute

@@ -172,8 +172,26 @@ class Detach:
     program: Program[None]
 
 
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Tell the operator that the namespace is laid out otherwise than this cache was made; the answer is None."""
+
+    reason: str
+
+
 Effect: TypeAlias = (
-    Fetch | Invoke[Any] | InvokeMany[Any] | Ask | Compute | Encode | Decode | Join | Listen | Sleep | Detach
+    Fetch
+    | Invoke[Any]
+    | InvokeMany[Any]
+    | Ask
+    | Compute
+    | Encode
+    | Decode
+    | Join
+    | Listen
+    | Sleep
+    | Detach
+    | Tell
 )
 Program: TypeAlias = Generator[Effect, Any, T]
 
@@ -244,6 +262,11 @@ def sleep(waiter: Waiter, seconds: float) -> Program[float]:
     """Return how many seconds passed until the message came, at most *seconds*."""
     passed: float = yield Sleep(waiter, seconds)
     return passed
+
+
+def tell(reason: str) -> Program[None]:
+    """Tell the operator of a disagreement."""
+    yield Tell(reason)
 
 
 def detach(program: Program[None]) -> Program[None]:

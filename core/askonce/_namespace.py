@@ -27,15 +27,14 @@ from ._call import Call, leading
 from ._clock import Clock
 from ._effects import Fetched, Listen, Renewal
 from ._flights import Flights
-from ._programs import END_MARK, NOTHING_UNSENT, Ask, Held, Partition, State, Unsent, publish_call
+from ._programs import END_MARK, META, NOTHING_UNSENT, Ask, Held, Partition, State, Unsent, publish_call
 from ._settings import Settings
-from ._wire.breaker import Breaker
 from ._wire.commands import answer, checked, is_unknown_script, pack, pack_load, pack_script
-from ._wire.held import Held as HeldConnections
-from ._wire.listener import LISTENERS, Registration
-from ._wire.multiplexed import Multiplexers
+from ._wire.endpoint import Endpoint
+from ._wire.listener import LISTENERS, Listener, Registration
 from ._wire.publisher import Publisher
 from ._wire.renewals import Renewals
+from ._wire.topology import Topology
 from .control import Control, checked_tags
 from .entry import (
     HEADER,
@@ -45,8 +44,8 @@ from .entry import (
     decode,
     parse,
 )
-from .errors import BackendUnavailable, Unfit
-from .keys import Names, partition_tags, tag_hash
+from .errors import BackendUnavailable, Moved, OutOfMemory, Unfit
+from .keys import Names, meta_name, meta_slot, partition_slot, partition_tags, tag_hash
 from .near import NearCache
 from .policy import Duration, Freshness, Policy, seconds
 from .scripts import PUBLISH, RELEASE, RENEW, Arg, Script
@@ -83,7 +82,7 @@ class Namespace:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.endpoint = settings.endpoint()
+        self.place = settings.place()
         self.clock = Clock()
         self._exiting = False
         self._start()
@@ -91,7 +90,7 @@ class Namespace:
 
     def _start(self) -> None:
         settings = self.settings
-        tags = partition_tags(settings.namespace, 1)
+        tags = partition_tags(settings.namespace, settings.partitions)
         partitions = [Partition(index, Names(settings.namespace, tag)) for index, tag in enumerate(tags)]
         self.state = State(
             partitions=partitions,
@@ -99,14 +98,16 @@ class Namespace:
             counters=Counters(),
             max_entries=max(1, settings.max_entries // len(tags)),
             max_units=settings.max_bytes // UNIT // len(tags),
+            meta=meta_name(settings.namespace),
             strict=settings.strict,
             near=None if settings.near is None else NearCache(settings.near),
         )
-        self.breaker = Breaker(self.endpoint.label, self._tell)
-        self.held = HeldConnections(self.endpoint, settings.deadline, self.breaker)
+        slots = [partition_slot(settings.namespace, tag) for tag in tags]
+        slots.append(meta_slot(settings.namespace))
+        self.topology = Topology(self.place, slots, settings.deadline, self._tell, self._learned)
+        #: The server of each partition, and last (META) of what all share; None until the topology is known.
+        self.nodes = self.topology.nodes
         self.readings = [Reading(self, part) for part in partitions]
-        self.multiplexers = Multiplexers(self.endpoint, settings.deadline, self.breaker)
-        self.listener = LISTENERS.of(self.endpoint, settings.deadline)
         self.renewals = Renewals(self._renew, self._bury)
         self.background = Background()
         self.publisher = Publisher(self._publish)
@@ -120,15 +121,33 @@ class Namespace:
         """Start anew in a forked child: sockets, locks and threads are the parent's."""
         self._start()
 
-    def unfit(self, error: Unfit) -> None:
-        """Note a server that answers and cannot serve: a replica, one that loads, a permission that is missing."""
-        self.breaker.failed(str(error), for_long="NOPERM" in str(error) or "NOAUTH" in str(error))
+    def failed(self, index: int, error: BackendUnavailable) -> None:
+        """Note an exchange that failed: who must not be asked for a while, and whether slots may have moved."""
+        if not isinstance(error, OutOfMemory):
+            self.topology.refresh()
+        node = self.nodes[index]
+        if node is None:
+            return
+        if isinstance(error, Unfit):  # a replica, a server that loads, a permission that is missing
+            node.breaker.failed(str(error), for_long="NOPERM" in str(error) or "NOAUTH" in str(error))
+        elif isinstance(error, Moved) and isinstance(self.place, Endpoint):
+            node.breaker.failed(f"{error}: it is a node of a cluster, give redis+cluster://", for_long=True)
+
+    def disagree(self, reason: str) -> None:
+        """Tell that the namespace is laid out otherwise than this cache was made."""
+        self._tell(Event("disagreement", self.place.label, reason, 0.0))
+
+    def _learned(self, sharded: bool) -> None:
+        for part in self.state.partitions:
+            part.publish = b"SPUBLISH" if sharded else b"PUBLISH"
 
     def _tell(self, event: Event) -> None:
         if self._exiting:
             return
         if event.kind == "breaker-opened":
             _log.warning("%s: not asked for %.1f s: %s", event.server, event.pause, event.reason)
+        elif event.kind == "disagreement":
+            _log.error("%s: not used: %s", event.server, event.reason)
         else:
             _log.info("%s: %s", event.server, event.reason)
         if self.settings.on_event is not None:
@@ -141,20 +160,27 @@ class Namespace:
         """Wait for detached work, add the last counters, close what belongs to the calling thread."""
         self.background.settle(_SETTLE_S)
         self.renewals.close()
-        if self.state.near is not None:
-            for part in self.state.partitions:
-                self.listener.unwatch(part.names.w, self.state.near)
-        self.listener.leave(tuple(part.names.w for part in self.state.partitions))
-        self.held.drop()
+        channels = tuple(part.names.w for part in self.state.partitions)
+        for node in self.topology.known:
+            if self.state.near is not None:
+                for channel in channels:
+                    node.listener.unwatch(channel, self.state.near)
+            node.listener.leave(channels)
+            node.held.drop()
+
+    def listener_of(self, index: int) -> Listener:
+        """Return who hears what is said in a partition."""
+        return (self.nodes[index] or self.topology.find(index)).listener
 
     def listens(self, effect: Listen) -> bool:
         """Return whether messages for what *effect* waits for arrive already."""
-        return self.listener.ready(self.state.partitions[effect.partition].names.w)
+        node = self.nodes[effect.partition]
+        return node is not None and node.listener.ready(self.state.partitions[effect.partition].names.w)
 
     def listen(self, effect: Listen) -> Registration:
         """Return a registration; waits for the subscription if there is none."""
         channel = self.state.partitions[effect.partition].names.w
-        return self.listener.register(channel, effect.digest, effect.chunks)
+        return self.listener_of(effect.partition).register(channel, effect.digest, effect.chunks)
 
     # --- the straight path: what both drivers do before a program is needed -----------------------------------
 
@@ -178,8 +204,8 @@ class Namespace:
         near = self.state.near
         if near is None:
             return 0
-        if not near.hears(part.names.w):
-            self.listener.watch(part.names.w, near)
+        if not near.hears(part.names.w) and (node := self.nodes[part.index]) is not None:
+            node.listener.watch(part.names.w, near)
         return near.mark
 
     def due_uses(self) -> dict[bytes, float]:
@@ -245,9 +271,14 @@ class Namespace:
         self.state.counters.add("hits")
         return Served(value, Source.HIT, (now_ms - entry.created) / 1000, (entry.fresh_until - now_ms) / 1000)
 
-    def due_counters(self) -> dict[str, int]:
-        """Return counters to be added to the fleet's in the write of something else, if that is due."""
-        if not self.flush_is_due() or self.breaker.troubled:
+    def due_counters(self, index: int) -> dict[str, int]:
+        """Return counters to be added to the fleet's in the write of something else to a partition, if that is due."""
+        if (
+            not self.flush_is_due()
+            or index == META
+            or (node := self.nodes[index]) is None
+            or node.breaker.troubled
+        ):
             return {}
         self._flushed = time.monotonic()
         return self.state.counters.take()
@@ -256,9 +287,9 @@ class Namespace:
         """Return whether the last counters were added more than a second ago."""
         return time.monotonic() - self._flushed >= _FLUSH_S
 
-    def pack_counters(self, counters: dict[str, int]) -> bytes:
-        """Return the commands that add *counters* to the fleet's."""
-        name = self.state.partitions[0].names.s
+    def pack_counters(self, index: int, counters: dict[str, int]) -> bytes:
+        """Return the commands that add *counters* to the fleet's, which are the sum over all partitions."""
+        name = self.state.partitions[index].names.s
         return b"".join(pack(("HINCRBY", name, counter, count)) for counter, count in counters.items())
 
     def counted(self, counters: dict[str, int], replies: Sequence[Any]) -> None:
@@ -321,13 +352,15 @@ class Namespace:
             for lease in leases:
                 self.renewals.discard(lease)
 
-    def answers(self, script: Script[R], replies: Sequence[Any]) -> list[R | BackendUnavailable]:
-        """Return the answer, or the error, of each reply to *script*."""
+    def answers(self, script: Script[R], index: int, replies: Sequence[Any]) -> list[R | BackendUnavailable]:
+        """Return the answer, or the error, of each reply to *script* that came from a partition."""
         found: list[R | BackendUnavailable] = []
         for reply in replies:
             try:
                 found.append(answer(script, reply))
             except BackendUnavailable as error:
+                if isinstance(error, Moved):
+                    self.failed(index, error)
                 found.append(error)
         return found
 
@@ -386,10 +419,10 @@ class Namespace:
 
     def _release(self, held: Held, tombstone_ms: int) -> None:
         if held.grant is not None:
-            names, digest = held.wanted.partition.names, held.wanted.digest
-            args = (held.grant.holder, tombstone_ms, b"", held.wanted.partition.publish, b"d" + digest)
+            part, digest = held.wanted.partition, held.wanted.digest
+            args = (held.grant.holder, tombstone_ms, b"", part.publish, b"d" + digest)
             with contextlib.suppress(BackendUnavailable):  # it ends by itself
-                self._invoke(RELEASE, (names.k + digest, names.w), args)
+                self._invoke(RELEASE, part.index, (part.names.k + digest, part.names.w), args)
 
     def publish(self, held: Held) -> None:
         """Publish what is recorded of a flight, for followers in other processes."""
@@ -405,25 +438,34 @@ class Namespace:
         if held.grant is None:
             return 0
         keys, args = publish_call(held.wanted, held.grant, before, chunks)
-        return self._invoke(PUBLISH, keys, args)
+        return self._invoke(PUBLISH, held.wanted.partition.index, keys, args)
 
     def _renew(self, renewal: Renewal) -> bool:
-        return self._invoke(RENEW, (renewal.key, renewal.running), (renewal.holder, renewal.lease_ms))
+        keys = (renewal.key, renewal.running)
+        return self._invoke(RENEW, renewal.partition, keys, (renewal.holder, renewal.lease_ms))
 
-    def _invoke(self, script: Script[R], keys: tuple[bytes, ...], args: tuple[Arg, ...]) -> R:
+    def _invoke(self, script: Script[R], index: int, keys: tuple[bytes, ...], args: tuple[Arg, ...]) -> R:
         packed = pack_script(script, keys, args)
-        replies = self.held.exchange(packed, 1)
-        if is_unknown_script(replies):
-            replies = self.held.exchange(pack_load(script) + packed, 2)[1:]
-        return answer(script, replies[0])
+        try:
+            held = (self.nodes[index] or self.topology.find(index)).held
+            replies = held.exchange(packed, 1)
+            if is_unknown_script(replies):
+                replies = held.exchange(pack_load(script) + packed, 2)[1:]
+            return answer(script, replies[0])
+        except BackendUnavailable as error:
+            self.failed(index, error)
+            raise
 
     def flush_at_exit(self) -> None:
         """Add the last counters to the fleet's, if Redis answers."""
         self._exiting = True
-        counters = {} if self.breaker.troubled else self.state.counters.take()
-        if counters:
-            with contextlib.suppress(BackendUnavailable):
-                self.held.exchange(self.pack_counters(counters), len(counters))
+        for part, node in zip(
+            self.state.partitions, self.nodes, strict=False
+        ):  # the last node is of no partition
+            if node is not None and not node.breaker.troubled and (counters := self.state.counters.take()):
+                with contextlib.suppress(BackendUnavailable):
+                    node.held.exchange(self.pack_counters(part.index, counters), len(counters))
+                return
 
 
 _alive: weakref.WeakSet[Namespace] = weakref.WeakSet()

@@ -46,6 +46,7 @@ class View:
         max_entries: int = 10_000,
         max_bytes: Size = "512mb",
         near: Near | None = None,
+        partitions: int | None = None,
         deadline: Duration = 0.1,
         admit: Admit | None = None,
         client: object = None,
@@ -55,11 +56,14 @@ class View:
         """
         Make a cache.  Connects to nothing; a wrong argument raises ConfigurationError.
 
-        ``url``: redis://, rediss://, unix:// or embedded://[folder]; without one ASKONCE_URL, then REDIS_URL, then
-        the embedded server.  ``client``: a plain redis-py client instead, whose address and credentials are used.
+        ``url``: redis://, rediss://, unix://, redis+cluster://, redis+sentinel:// (both rediss+ too) or
+        embedded://[folder]; without one ASKONCE_URL, then REDIS_URL, then the embedded server.  ``client``: a redis-py
+        client instead (plain, RedisCluster, Sentinel.master_for), whose addresses and credentials are used.
         ``namespace``: who; nothing is served across.  ``version``: which prompt template or schema; in the key.
         ``max_entries``, ``max_bytes``: bounds of the namespace in Redis, kept by evicting the least recently used.
         ``near``: keep copies in this process too, see ``askonce.Near``; None keeps none.
+        ``partitions``: into how many parts the namespace is split, 1 to 1024; None is 16 in a cluster and 1 elsewhere.
+        All caches of a namespace must agree, the first one fixes it; bounds are divided by it.
         ``deadline``: the most that Redis may add to a call, in seconds; then the cache steps aside.
         ``admit``: decides what is stored, see ``askonce.Admit``.  ``strict``: raise BackendUnavailable instead of
         doing without the cache (tests, migrations).  ``on_event`` hears of what an operator wants to know, see
@@ -83,6 +87,7 @@ class View:
             namespace=namespace,
             max_entries=max_entries,
             max_bytes=max_bytes,
+            partitions=partitions,
             deadline=deadline,
             strict=strict,
             on_event=on_event,
@@ -140,7 +145,7 @@ class View:
 
     def __repr__(self) -> str:
         scope = "".join(f", {name}={value!r}" for name, value in self._fingerprints.scope.items())
-        label = self._namespace.endpoint.label
+        label = self._namespace.place.label
         return (
             f"{type(self).__name__}({label!r}, namespace={self.namespace!r}, version={self.version!r}{scope})"
         )

@@ -10,7 +10,9 @@ Every error that askonce raises on its own account.
     ├── StreamBroken          a stream that was followed broke off, and cannot be continued as it began
     └── BackendUnavailable    Redis did not answer in time, or answered with an error
         ├── OutOfMemory       ... that it has no room (-OOM)
-        └── Unfit             ... that it cannot serve now (read-only, loading, not permitted)
+        ├── Unfit             ... that it cannot serve now (read-only, loading, not permitted)
+        ├── Moved             ... that another node of the cluster has the key now, or none
+        └── Disagreement      ... that the namespace is laid out otherwise than this cache was made
 
 ``BackendUnavailable`` reaches the caller only from a cache made with ``strict=True``; otherwise the call is made
 without the cache and counted.  An exception of the caller's own function is never wrapped.
@@ -84,3 +86,11 @@ class OutOfMemory(BackendUnavailable):
 
 class Unfit(BackendUnavailable):
     """Redis answers, but cannot do what is asked: a replica, a server that loads or is blocked, a permission."""
+
+
+class Moved(BackendUnavailable):
+    """A node of a cluster answers that the key is not its own now: a slot is moving, or the cluster is not whole."""
+
+
+class Disagreement(BackendUnavailable):
+    """The namespace is laid out otherwise: another cache was made with another number of ``partitions``."""

@@ -290,17 +290,31 @@ def partition_tags(namespace: str, count: int) -> list[int]:
     The n-th tag is the first integer whose slot falls into the n-th part of the 16384 slots
     (Redis Cluster specification, "Key distribution model": CRC16, XMODEM variant, of the hash tag).
     """
-    tags: list[int] = []
-    for part in range(count):
-        number = 0
-        while _slot(namespace, number) * count // 16384 != part:
-            number += 1
-        tags.append(number)
-    return tags
+    found: dict[int, int] = {}
+    number = 0
+    while len(found) < count:
+        found.setdefault(partition_slot(namespace, number) * count // 16384, number)
+        number += 1
+    return [found[part] for part in range(count)]
 
 
-def _slot(namespace: str, number: int) -> int:
-    return binascii.crc_hqx(b"%b:%d" % (namespace.encode(), number), 0) % 16384
+def partition_slot(namespace: str, tag: int) -> int:
+    """Return the slot in which all keys of a partition lie."""
+    return _slot(b"%b:%d" % (namespace.encode(), tag))
+
+
+def meta_slot(namespace: str) -> int:
+    """Return the slot of ``meta_name``."""
+    return _slot(namespace.encode())
+
+
+def meta_name(namespace: str) -> bytes:
+    """Return the name of the hash in which the layout of a namespace is fixed."""
+    return b"ao:{%b}:meta" % namespace.encode()
+
+
+def _slot(hash_tag: bytes) -> int:
+    return binascii.crc_hqx(hash_tag, 0) % 16384
 
 
 class Names:

@@ -111,8 +111,8 @@ class Event:
     """
     Something an operator wants to hear of, once each time: given to ``Cache(on_event=)`` and logged as ``askonce``.
 
-    ``kind``: breaker-opened, breaker-closed.  ``server``: which, without credentials.  ``pause``: seconds for which
-    nobody asks it.
+    ``kind``: breaker-opened, breaker-closed; disagreement: the namespace is laid out otherwise than this cache was made,
+    which therefore does not use it.  ``server``: which, without credentials.  ``pause``: seconds for which nobody asks it.
     """
 
     kind: str

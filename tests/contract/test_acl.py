@@ -95,7 +95,7 @@ def everything(driver, other, raw):
     leading = driver.start("serve", "waited for", gate)
     gate.wait()
     following = other.start("serve", "waited for", lambda: "never")
-    until(lambda: other.cache._namespace.listener._waiting)
+    until(lambda: other.cache._namespace.nodes[0].listener._waiting)
     gate.open()
     assert (leading.result(10).value, following.result(10).value) == ("answer", "answer")
     until(lambda: other.lookup("waited for") is not None)

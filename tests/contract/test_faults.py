@@ -210,7 +210,7 @@ def test_who_waits_for_another_process_does_not_wait_for_a_frozen_server(own_ser
     leading = driver.start("serve", "q", gate)
     gate.wait()
     following = other.start("serve", "q", lambda: "follower's")
-    until(lambda: other.cache._namespace.listener._waiting)
+    until(lambda: other.cache._namespace.nodes[0].listener._waiting)
     server.freeze()
     start = time.monotonic()
 
@@ -266,7 +266,7 @@ def test_who_waits_is_woken_by_a_lost_connection(own_server, make_driver):
     leading = driver.start("serve", "q", gate)
     gate.wait()
     following = other.start("serve", "q", lambda: "follower's")
-    until(lambda: other.cache._namespace.listener._waiting)
+    until(lambda: other.cache._namespace.nodes[0].listener._waiting)
     server.kill()
     start = time.monotonic()
 
@@ -521,7 +521,7 @@ def test_an_interrupt_while_a_lease_is_granted_holds_nobody_up(url, monkeypatch)
     """The lease that Redis gave to a caller who was interrupted just then is no lease of ten seconds."""
     with Cache(url, namespace="test") as cache, Cache(url, namespace="test") as other:
         cache.lookup("connect"), other.lookup("connect")
-        held, sha = cache._namespace.held, scripts.LEASE.sha.encode()
+        held, sha = cache._namespace.nodes[0].held, scripts.LEASE.sha.encode()
         exchange, met = held.exchange, []
 
         def interrupted(packed, count, *args, **kwargs):
@@ -721,7 +721,7 @@ def use(cache, other):
     lease = other.begin(request)
     waiting = threading.Thread(target=cache.get_or_compute, args=(request, lambda: "mine"))
     waiting.start()
-    until(lambda: cache._namespace.listener._waiting)
+    until(lambda: cache._namespace.nodes[0].listener._waiting)
     lease.finish("theirs")
     waiting.join()
 

@@ -100,7 +100,7 @@ def test_a_process_asks_redis_once_for_all_its_callers(url, raw):
         ]
         for thread in threads:
             thread.start()
-        until(lambda: other._namespace.listener._waiting)
+        until(lambda: other._namespace.nodes[0].listener._waiting)
         gate.open()
         for thread in (*threads, leading):
             thread.join(10)
@@ -272,7 +272,7 @@ def test_an_answer_that_may_not_be_stored_wakes_who_waits(make_driver):
         leading = driver.start("serve", "q", gate, **words)
         gate.wait()
         following = other.start("serve", "q", lambda: "follower's", **words)
-        until(lambda: other.cache._namespace.listener._waiting)
+        until(lambda: other.cache._namespace.nodes[0].listener._waiting)
         start = time.monotonic()
         gate.open()
 
@@ -301,7 +301,7 @@ def test_a_thread_that_is_torn_down_hands_over(url):
         ]
         for thread in following:
             thread.start()
-        until(lambda: other._namespace.listener._waiting)
+        until(lambda: other._namespace.nodes[0].listener._waiting)
         start = time.monotonic()
         gate.open()
         for thread in (leading, *following):
@@ -357,7 +357,9 @@ async def test_a_cancelled_leader_hands_over(pair):
     leader = asyncio.create_task(one.serve("q", model))
     await model.entered.wait()
     followers = [asyncio.create_task(cache.serve("q", model)) for cache in (one, one, other, other)]
-    await eventually(lambda: waiting(one) >= 2 and waiting(other) >= 1 and other._namespace.listener._waiting)
+    await eventually(
+        lambda: waiting(one) >= 2 and waiting(other) >= 1 and other._namespace.nodes[0].listener._waiting
+    )
     model.entered.clear()
     start = time.monotonic()
     leader.cancel()
@@ -382,7 +384,7 @@ async def test_a_cancelled_leader_hands_over_between_processes(pair):
     leader = asyncio.create_task(one.serve("q", model))
     await model.entered.wait()
     follower = asyncio.create_task(other.serve("q", model))
-    await eventually(lambda: other._namespace.listener._waiting)
+    await eventually(lambda: other._namespace.nodes[0].listener._waiting)
     model.entered.clear()
     start = time.monotonic()
     leader.cancel()
@@ -402,7 +404,9 @@ async def test_a_cancelled_follower_touches_nobody(pair):
     leader = asyncio.create_task(one.serve("q", model))
     await model.entered.wait()
     followers = [asyncio.create_task(cache.serve("q", model)) for cache in (one, one, one, other, other)]
-    await eventually(lambda: waiting(one) >= 3 and waiting(other) >= 1 and other._namespace.listener._waiting)
+    await eventually(
+        lambda: waiting(one) >= 3 and waiting(other) >= 1 and other._namespace.nodes[0].listener._waiting
+    )
     for impatient in (followers[0], followers[3]):  # the second leads in its process
         impatient.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -458,7 +462,7 @@ async def test_a_caller_that_is_cancelled_while_redis_answers_leaves_no_lease(pa
     if script == "control":
         for part in one._namespace.state.partitions:
             part.word = None
-    wire = one._namespace.multiplexers.here()
+    wire = one._namespace.nodes[0].multiplexers.here()
     exchange, met = wire.exchange, []
 
     def meddled(packed, count):
@@ -507,7 +511,7 @@ async def test_a_storm_of_cancellations_leaves_nothing_behind(pair):
     assert set(outcomes) <= {"answer", "cancelled"}
     for cache in (one, other):
         assert len(cache._namespace.state.flights) == 0
-        await eventually(lambda cache=cache: not cache._namespace.listener._waiting)
+        await eventually(lambda cache=cache: not cache._namespace.nodes[0].listener._waiting)
     async with asyncio.timeout(5):
         for number in range(20):
             assert await one.get_or_compute({"n": number}, model) == "answer"
@@ -545,12 +549,12 @@ def test_a_lost_message_costs_one_lease_at_most(make_driver, monkeypatch):
     """Who is not woken looks again when the lease's time is over."""
     brief = Policy(lease=0.8)
     driver, other = make_driver(policy=brief), make_driver(policy=brief)
-    monkeypatch.setattr(other.cache._namespace.listener, "_wake", lambda *_: None)
+    monkeypatch.setattr(other.cache._namespace.nodes[0].listener, "_wake", lambda *_: None)
     gate = Gate()
     leading = driver.start("serve", "q", gate)
     gate.wait()
     following = other.start("serve", "q", lambda: "never")
-    until(lambda: other.cache._namespace.listener._waiting)
+    until(lambda: other.cache._namespace.nodes[0].listener._waiting)
     start = time.monotonic()
     gate.open()
 
@@ -570,7 +574,7 @@ def test_nothing_is_lost_between_a_question_and_its_waiting(make_driver, ending,
     """A flight that ends just as somebody makes ready to wait for it ends for this one, too."""
     driver, other = make_driver(), make_driver()
     lease = driver.cache.begin("q") if driver.colour == "threads" else driver.begin("q")
-    ours = other.cache._namespace.listener
+    ours = other.cache._namespace.nodes[0].listener
     register, ended = ours.register, []
 
     def meanwhile(*args, **words):
@@ -596,7 +600,7 @@ def test_who_comes_as_the_listener_goes_to_sleep_is_woken(url, raw, names, monke
     """A message that falls between the last look of an idle listener and its end wakes its waiter nevertheless."""
     monkeypatch.setattr(listener, "_IDLE_S", 0.2)
     with Cache(url, namespace="test") as cache:
-        ours = cache._namespace.listener
+        ours = cache._namespace.nodes[0].listener
         ours.register(names.w, b"first").close()  # awake now, and idle soon
         ends, late = ours._ends, []
         registering = threading.Thread(target=lambda: late.append(ours.register(names.w, b"late")))
@@ -640,7 +644,7 @@ async def test_a_caller_that_is_cancelled_while_it_registers_leaves_nothing_behi
     model = Model()
     leader = asyncio.create_task(one.serve("q", model))
     await model.entered.wait()
-    ours = other._namespace.listener
+    ours = other._namespace.nodes[0].listener
     register, registering = ours.register, threading.Event()
 
     def slowly(*args, **words):
@@ -690,7 +694,7 @@ def test_a_leaders_failure_names_its_type_and_pickles(make_driver):
     leading = driver.start("serve", "q", gate)
     gate.wait()
     following = other.start("serve", "q", lambda: "never")
-    until(lambda: other.cache._namespace.listener._waiting)
+    until(lambda: other.cache._namespace.nodes[0].listener._waiting)
     gate.open()
 
     with pytest.raises(callers.UpstreamError):
@@ -723,7 +727,7 @@ def test_an_error_that_is_not_shared_hands_over(url, colour, elsewhere):
             gate.wait()
             following = pool.submit(ask, second, lambda: "mine")
             if elsewhere:
-                until(lambda: second._namespace.listener._waiting)
+                until(lambda: second._namespace.nodes[0].listener._waiting)
             else:
                 until(lambda: second._namespace.state.counters.peek().get("misses", 0) >= 2)
             gate.open()

@@ -255,7 +255,7 @@ def waits(driver):
 
     def waiting():
         flights = list(namespace.state.flights._flights.values())
-        return namespace.listener._waiting or any(
+        return namespace.nodes[0].listener._waiting or any(
             flight.future._done_callbacks or flight.future._condition._waiters for flight in flights
         )
 

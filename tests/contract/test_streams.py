@@ -564,7 +564,7 @@ def waits_for_value(party):
     """Return once a caller of *party* waits for a flight, here or elsewhere."""
     until(
         lambda: (
-            party.namespace.listener._waiting
+            party.namespace.nodes[0].listener._waiting
             or any(
                 flight.future._done_callbacks or flight.future._condition._waiters
                 for flight in flights(party)
@@ -860,7 +860,7 @@ async def test_a_consumer_that_is_cancelled_while_redis_answers_leaves_no_lease(
         sha = next(known.sha for known in scripts.ALL if known.name == script).encode()
         if script == "control":
             one._namespace.state.partitions[0].word = None
-        wire = one._namespace.multiplexers.here()
+        wire = one._namespace.nodes[0].multiplexers.here()
         exchange, met = wire.exchange, []
 
         def meddled(packed, count):
@@ -1088,7 +1088,7 @@ def test_a_loop_that_was_closed_over_a_stream_holds_nobody_up(url, raw, names):
         first, stream = loop.run_until_complete(main())
         assert first == "Why"
         with contextlib.closing(loop):
-            loop.run_until_complete(cache._namespace.multiplexers.aclose())
+            loop.run_until_complete(cache._namespace.nodes[0].multiplexers.aclose())
         del stream
         gc.collect()
 
@@ -1667,7 +1667,7 @@ def test_admission_sees_the_value_of_a_stream(party):
 
 def ttl_of(party, request="q"):
     """Return for how many seconds Redis keeps the stream of *request*."""
-    raw = redis.Redis(connection_pool=party.namespace.endpoint.sync_pool(1, 1))
+    raw = redis.Redis(connection_pool=party.namespace.place.sync_pool(1, 1))
     return raw.pttl(party.cache.explain(request).key) / 1000
 
 

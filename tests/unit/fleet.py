@@ -291,6 +291,8 @@ class Process:
             counters=Counters(),
             max_entries=100,
             max_units=1000,
+            meta=b"",
+            agreed=True,
         )
         self.waiters: list[Waiter] = []
 

@@ -44,6 +44,7 @@ class Both:
 
     def __init__(self, kind: type, **words: Any) -> None:
         self.cache = kind(AWAY, **words)
+        self.cache._namespace.state.agreed = True  # nobody can be asked for the layout
         self.server = Server(lambda: 0.0, lambda _: None)
         if kind is AsyncCache:
 

@@ -62,7 +62,7 @@ def test_what_is_askonces_own_decision_is_not_taken_from_a_url():
 
 @pytest.mark.parametrize(
     "url",
-    ["", "localhost", "localhost:6379", "//localhost", "http://h", "redis+cluster://h", "redis+sentinel://h/m",
+    ["", "localhost", "localhost:6379", "//localhost", "http://h", "redis+clusters://h", "redis+unix:///s",
      "valkey//h", "REDISS//h"],
 )  # fmt: skip
 def test_wrong_schemes_are_refused(url):

@@ -8,8 +8,8 @@ import pytest
 
 from askonce import BackendUnavailable, Stats, Usage
 from askonce._effects import Ask as AskRedis
-from askonce._effects import Detach, Invoke
-from askonce._programs import bump, clear, flush, invalidate, invalidate_tag, usage, whereabouts
+from askonce._effects import Detach, Fetch, Invoke
+from askonce._programs import bump, clear, flush, invalidate, invalidate_tag, lookup, usage, whereabouts
 from askonce._programs.state import parse_word
 from askonce.keys import tag_hash
 from askonce.scripts import BUMP, CONTROL, FORGET, HEAL, TAG, TRIM, Healed
@@ -22,6 +22,7 @@ from .play import (
     Player,
     controlled,
     counts,
+    fetched,
     like,
     make_ask,
     make_state,
@@ -161,11 +162,13 @@ def test_after_a_tag_nobody_joins_an_older_flight(state):
 
 @pytest.mark.parametrize("done", [0, 1])
 def test_a_tag_that_cannot_be_told(done):
-    """False if one partition does not know; a strict cache raises."""
-    lines = [(TAG, b"7:101")] * done + [(TAG, AWAY)]
+    """False if one partition does not know, and the others are told; a strict cache raises."""
+    lines = [(TAG, b"7:101"), (TAG, b"7:101")]
+    lines[done] = (TAG, AWAY)
     state = make_state(2)
     assert play(invalidate_tag(state, tag_hash("a")), *lines) is False
     assert counts(state) == {"backend_errors": 1}
+    assert [part.word.sequence for part in state.partitions] == [101 - (done == 0), 101 - (done == 1)]
     with pytest.raises(BackendUnavailable):
         play(invalidate_tag(make_state(2, strict=True), tag_hash("a")), *lines)
 
@@ -220,6 +223,41 @@ def test_a_bump_that_cannot_be_told(program, lines):
     assert counts(state) == {"backend_errors": 1}
     with pytest.raises(BackendUnavailable):
         play(program(make_state(strict=True)), *lines)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [(CONTROL, AWAY), (CONTROL, controlled()), bumped(8, 1)],
+        [(CONTROL, controlled()), (CONTROL, controlled()), (BUMP, AWAY), bumped(8, 1)],
+    ],
+)
+def test_a_bump_that_a_part_of_redis_misses(lines):
+    """0; the others are told and swept, and this process tells the one that was away when it meets it again."""
+    state = make_state(2)
+    assert play(bump(state), *lines, (Detach, None)) == 0
+    assert counts(state) == {"backend_errors": 1}
+    missed, told = state.partitions
+    assert (missed.word, told.word) == (None, parse_word(b"8:100"))
+
+    served = play(
+        lookup(state, make_ask(state)),
+        (CONTROL, controlled(b"7:100")),
+        bumped(8, 0),
+        (Fetch(0, (b"8:" + DIGEST,)), fetched(None, word=b"8:100")),
+    )
+    assert served is None
+    assert missed.word == parse_word(b"8:100")
+
+
+def test_clearing_leaves_out_what_is_away():
+    """What can be reached is removed and counted."""
+    state = make_state(2)
+    lines = (CONTROL, AWAY), (CONTROL, controlled()), bumped(8, 1)
+    head = AskRedis(1, (("ZRANGE", b"ao:{ns:1}:l", 0, 63),))
+
+    assert play(clear(state), *lines, (head, [[b"7:a"]]), (FORGET, 1), (head, [[]])) == 1
+    assert counts(state) == {"invalidated": 1, "backend_errors": 1}
 
 
 HEAD = AskRedis(0, (("ZRANGE", L, 0, 63),))
@@ -357,7 +395,7 @@ def test_without_redis_the_counters_are_those_of_this_process(state):
 
 @pytest.mark.parametrize("step", [0, 1])
 def test_counters_that_could_not_be_added_are_not_lost(step):
-    """Whichever trip fails: what was taken is pending again, and shown."""
+    """Whichever trip fails: what was added is shown once, and what could not be is pending and shown."""
     state, number = make_state(2), -1
     state.counters.add("hits", 2)
 
@@ -369,9 +407,10 @@ def test_counters_that_could_not_be_added_are_not_lost(step):
     stats = run(flush(state), respond)
 
     assert stats.fleet is False
+    assert stats.hits == (2 if step == 0 else 0)  # a fleet that counts nothing answers the first trip
     assert counts(state).get("hits", 0) == stats.hits
     if step == 0:
-        assert counts(state) == {"hits": 2, "backend_errors": 1}
+        assert counts(state) == {"hits": 2, "backend_errors": 2}
 
 
 def test_a_strict_cache_raises_for_statistics(state):

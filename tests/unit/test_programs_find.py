@@ -6,10 +6,11 @@ import pytest
 
 from askonce import BackendUnavailable, Hot, Policy, Served, Source
 from askonce._effects import Ask as AskRedis
-from askonce._effects import Decode, Detach, Fetch
-from askonce._programs import lookup
+from askonce._effects import Decode, Detach, Fetch, Tell
+from askonce._programs import META, lookup
 from askonce._programs.state import parse_word
 from askonce.entry import HEADER, Corrupt
+from askonce.errors import Disagreement, OutOfMemory, Unfit
 from askonce.keys import Fingerprints, tag_hash
 from askonce.scripts import BUMP, CONTROL, SLIDE
 
@@ -35,6 +36,10 @@ from .play import (
 AWAY = BackendUnavailable("no answer")
 WINDOWS = Policy(ttl=10, stale_while_revalidate=20, stale_if_error=40)
 A, B = tag_hash("a"), tag_hash("b")
+META_READ = AskRedis(META, (("HGETALL", b"ao:{ns}:meta"),))
+LAYOUT = [b"partitions", b"1", b"overhead", b"384", b"format", b"1"]
+#: The layout of the namespace is read, and is ours.
+AGREED = (META_READ, [LAYOUT])
 
 
 @pytest.fixture
@@ -143,6 +148,7 @@ def test_a_lost_control_word_is_written_again(state, part, raw):
     served = look(
         state,
         (Fetch, fetched(entry("outdated"), word=raw)),
+        AGREED,
         (CONTROL, controlled(b"50:1", written=True)),
         (Fetch(0, (b"50:" + DIGEST,)), fetched(None, word=b"50:1")),
     )
@@ -184,6 +190,7 @@ def test_a_word_written_anew_within_a_second_is_greater_than_the_lost_one():
     look(
         state,
         (Fetch, fetched(entry(generation=50), word=None)),
+        AGREED,
         (CONTROL, controlled(b"50:2", written=True)),
         (like(BUMP, generation=51), b"51:2"),
         (Fetch(0, (b"51:" + DIGEST,)), fetched(None, word=b"51:2")),
@@ -343,6 +350,78 @@ def test_tags_that_cannot_be_read_are_a_miss(state):
     assert look(state, *lines).source is Source.HIT
 
 
+# --- the layout of the namespace ----------------------------------------------------------------------------------
+
+FIRST = [(CONTROL, controlled(WORD)), (Fetch, fetched(entry()))]
+
+
+def fix(*names: str):
+    values = {"partitions": 1, "overhead": 384, "format": 1}
+    written = [("HSETNX", b"ao:{ns}:meta", name, values[name]) for name in names]
+    return AskRedis(META, (*written, ("HGETALL", b"ao:{ns}:meta")))
+
+
+def test_the_layout_is_read_once():
+    """On the first connecting of a process, whatever the number of partitions; every later call costs nothing."""
+    state = make_state(word=None, agreed=False)
+    look(state, AGREED, *FIRST)
+
+    assert state.agreed
+    state.partitions[0].word = None
+    assert look(state, *FIRST).source is Source.HIT
+
+
+@pytest.mark.parametrize(
+    ("there", "missing"),
+    [([], ["partitions", "overhead", "format"]), ([b"format", b"1"], ["partitions", "overhead"])],
+)
+def test_a_namespace_without_a_layout_is_given_ours(there, missing):
+    """The first process fixes it: what stands there afterwards holds, for another one may have been faster."""
+    state = make_state(word=None, agreed=False)
+    written = [1] * len(missing)
+    assert look(state, (META_READ, [there]), (fix(*missing), [*written, LAYOUT]), *FIRST).source is Source.HIT
+    assert state.agreed
+
+
+@pytest.mark.parametrize("name", ["partitions", "overhead", "format"])
+@pytest.mark.parametrize("race", [False, True], ids=["there", "race"])
+def test_another_layout_is_not_used(name, race):
+    """The operator is told once, every call is made without the cache, and Redis is not asked again."""
+    state = make_state(word=None, agreed=False)
+    others = list(LAYOUT)
+    others[others.index(name.encode()) + 1] = b"7"
+    lines = [(META_READ, [others])]
+    if race:
+        lines = [(META_READ, [[]]), (fix("partitions", "overhead", "format"), [0, 0, 0, others])]
+    told = []
+    assert look(state, *lines, (Tell, lambda effect: told.append(effect.reason))) is None
+    assert look(state) is None
+    assert counts(state) == {"misses": 2, "backend_errors": 2}
+    assert f"ao:{{ns}}:meta says {name}=7, this cache has {name}=" in told[0]
+
+    strict = make_state(word=None, agreed=False, strict=True)
+    with pytest.raises(Disagreement, match=f"{name}=7"):
+        look(strict, *lines, (Tell, None))
+    with pytest.raises(Disagreement, match=f"{name}=7"):
+        look(strict)
+
+
+@pytest.mark.parametrize("error", [OutOfMemory("full"), Unfit("READONLY")])
+def test_a_layout_that_cannot_be_fixed_now(error):
+    """A full Redis and a replica still serve what they hold; the next connecting tries again."""
+    state = make_state(word=None, agreed=False)
+    assert look(state, (META_READ, [[]]), (AskRedis, error), *FIRST).source is Source.HIT
+    assert not state.agreed
+
+
+def test_an_unknown_layout_is_not_guessed():
+    """While nobody knows it, calls are made without the cache."""
+    state = make_state(word=None, agreed=False)
+    assert look(state, (META_READ, AWAY)) is None
+    assert look(state, (META_READ, [[]]), (AskRedis, AWAY)) is None
+    assert counts(state) == {"misses": 2, "backend_errors": 2}
+
+
 # --- Redis away ---------------------------------------------------------------------------------------------------
 
 
@@ -351,11 +430,12 @@ def test_tags_that_cannot_be_read_are_a_miss(state):
     [
         (WORD, [(Fetch, AWAY)]),
         (None, [(CONTROL, AWAY)]),
-        (WORD, [(Fetch, fetched(None, word=None)), (CONTROL, AWAY)]),
+        (WORD, [(Fetch, fetched(None, word=None)), (META_READ, AWAY)]),
+        (WORD, [(Fetch, fetched(None, word=None)), AGREED, (CONTROL, AWAY)]),
         (WORD, [(Fetch, fetched(None, word=b"6:1")), (BUMP, AWAY)]),
         (WORD, [(Fetch, fetched(None, word=b"8:1")), (Fetch, AWAY)]),
     ],
-    ids=["fetch", "connect", "lost word", "give back", "second fetch"],
+    ids=["fetch", "connect", "lost layout", "lost word", "give back", "second fetch"],
 )
 def test_redis_away_is_a_miss(word, lines):
     """At whatever step Redis fails, a look-up is a miss that is counted; a strict cache raises instead."""

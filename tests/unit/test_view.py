@@ -278,7 +278,7 @@ def test_a_cache_travels_as_its_configuration(kind, how):
     assert digest(other) == digest(cache)
     assert (other.policy, other._admit) == (cache.policy, admit)
     assert other._namespace.settings == cache._namespace.settings
-    assert dict(other._namespace.endpoint.options) == {"host": "h", "password": "s3cret"}
+    assert dict(other._namespace.place.options) == {"host": "h", "password": "s3cret"}
     assert other._namespace is not cache._namespace
     assert other._namespace.state is not cache._namespace.state
 

@@ -16,12 +16,13 @@ from .begin import END_MARK, NOTHING_UNSENT, Held, Unsent, abandon, begin, finis
 from .compute import get_or_compute
 from .find import lookup
 from .many import get_many, get_or_compute_many, store_many
-from .state import Ask, Partition, State
+from .state import META, Ask, Partition, State
 from .stream import Elsewhere, end, fallback, is_followed, pull, rest, tune_in
 from .write import store
 
 __all__ = [
     "END_MARK",
+    "META",
     "NOTHING_UNSENT",
     "Ask",
     "Elsewhere",

@@ -36,7 +36,7 @@ def invalidate(state: State, asks: Sequence[Ask]) -> Program[int]:
             digests = [wanted.digest for wanted in chunk]
             _ground(state, digests)
             try:
-                removed += yield from _forget(part, digests)
+                removed += yield from _forget(state, part, digests)
             except BackendUnavailable as error:
                 failed(state, error)
                 continue
@@ -51,15 +51,15 @@ def _ground(state: State, digests: Sequence[bytes]) -> None:
         state.flights.ground(digest)
 
 
-def _forget(part: Partition, digests: Sequence[bytes]) -> Program[int]:
+def _forget(state: State, part: Partition, digests: Sequence[bytes]) -> Program[int]:
     names, removed = part.names, 0
-    word = yield from connect(part)
+    word = yield from connect(state, part)
     for _ in range(_MOST_TURNS):
         members = [word.prefix + digest for digest in digests]
         keys = (names.l, names.x, names.f, names.w, *(names.e + member for member in members))
         removed += yield from invoke(FORGET, part.index, keys, _GRAVE_MS, part.publish, *members)
         # A control word that was lost meanwhile is of another generation by now: its entry is another key.
-        now = yield from connect(part)
+        now = yield from connect(state, part)
         if now.generation == word.generation:
             break
         word = now
@@ -67,55 +67,83 @@ def _forget(part: Partition, digests: Sequence[bytes]) -> Program[int]:
 
 
 def invalidate_tag(state: State, tag: bytes) -> Program[bool]:
-    """Make every entry with this tag unreachable, whatever their number.  Return whether Redis has noted it."""
-    try:
-        for part in state.partitions:
-            keys = (part.names.c, part.names.tv, part.names.w)
+    """
+    Make every entry with this tag unreachable, whatever their number.
+
+    Return whether Redis has noted it in all partitions; those that can be told are.
+    """
+    errors: list[BackendUnavailable] = []
+    for part in state.partitions:
+        keys = (part.names.c, part.names.tv, part.names.w)
+        try:
             note_word(part, (yield from invoke(TAG, part.index, keys, part.publish, _TAGS_KEPT, tag.hex())))
-        state.clear_near()
-    except BackendUnavailable as error:
-        failed(state, error)
-        return False
-    return True
+        except BackendUnavailable as error:
+            errors.append(error)
+    state.clear_near()
+    _all_failed(state, errors)
+    return not errors
 
 
 def bump(state: State) -> Program[int]:
-    """Make every entry unreachable; return the new generation, or 0 if Redis could not be told."""
-    try:
-        generation = yield from _bump(state)
-    except BackendUnavailable as error:
-        failed(state, error)
-        return 0
-    for part in state.partitions:
+    """
+    Make every entry unreachable; return the new generation, or 0 if some part of Redis could not be told.
+
+    Those that can be told are, and this process tells the others as soon as it meets them again.
+    """
+    told, generation, errors = yield from _bump(state)
+    for part in told:
         yield from detach(_sweep_behind(state, part))
-    return generation
+    _all_failed(state, errors)
+    return 0 if errors else generation
 
 
 def clear(state: State) -> Program[int]:
     """Make every entry unreachable and remove all of them; return how many were removed."""
-    try:
-        yield from _bump(state)
-        removed = 0
-        for part in state.partitions:
+    told, _, errors = yield from _bump(state)
+    removed = 0
+    for part in told:
+        try:
             removed += yield from _sweep(state, part)
-    except BackendUnavailable as error:
-        failed(state, error)
-        return 0
+        except BackendUnavailable as error:
+            errors.append(error)
+    _all_failed(state, errors)
     return removed
 
 
-def _bump(state: State) -> Program[int]:
-    newest = 0
+def _bump(state: State) -> Program[tuple[list[Partition], int, list[BackendUnavailable]]]:
+    """Return the partitions that were told of a new generation, that generation, and why others were not."""
+    reached: list[Partition] = []
+    told: list[Partition] = []
+    errors: list[BackendUnavailable] = []
     for part in state.partitions:
-        newest = max(newest, (yield from connect(part)).generation)
-    generation = newest + 1
-    for part in state.partitions:
-        raw = yield from invoke(BUMP, part.index, (part.names.c, part.names.w), generation, part.publish)
+        try:
+            yield from connect(state, part)
+            reached.append(part)
+        except BackendUnavailable as error:
+            errors.append(error)
+    generation = max(part.newest for part in state.partitions) + 1
+    for part in reached:
+        try:
+            raw = yield from invoke(BUMP, part.index, (part.names.c, part.names.w), generation, part.publish)
+        except BackendUnavailable as error:
+            errors.append(error)
+            continue
+        told.append(part)
         note_word(part, raw)
         word = parse_word(raw)
         generation = max(generation, word.generation if word else 0)
+    for part in state.partitions:
+        if part not in told:  # see ``adopt``: what is older than the newest seen is never accepted
+            part.newest, part.word = max(part.newest, generation), None
     state.clear_near()
-    return generation
+    return told, generation, errors
+
+
+def _all_failed(state: State, errors: Sequence[BackendUnavailable]) -> None:
+    """Count failures after all partitions were asked; a strict cache raises the first."""
+    state.counters.add("backend_errors", max(len(errors) - 1, 0))
+    if errors:
+        failed(state, errors[0])
 
 
 def tell_used(state: State, used: Mapping[bytes, float]) -> Program[None]:
@@ -135,7 +163,7 @@ def _sweep(state: State, part: Partition) -> Program[int]:
     """Remove entries of older generations: nobody touches them, so they are the head of ``l``."""
     names, swept = part.names, 0
     while True:
-        word = part.word or (yield from connect(part))
+        word = part.word or (yield from connect(state, part))
         (head,) = yield from ask(part.index, ("ZRANGE", names.l, 0, _SWEEP_AT_ONCE - 1))
         old = [member for member in head if _older(member, word)]
         if not old:
@@ -202,7 +230,7 @@ def entries(
     What stays in the books meanwhile is listed at least once (as ZSCAN promises), what comes or goes perhaps.
     """
     try:
-        word = part.word or (yield from connect(part))
+        word = part.word or (yield from connect(state, part))
         ((cursor, scanned),) = yield from ask(part.index, ("ZSCAN", part.names.x, cursor, "COUNT", _PAGE))
         members = [member for member in scanned[::2] if member.startswith(word.prefix)]
         infos: list[tuple[bytes, EntryInfo]] = []
@@ -232,27 +260,34 @@ def entries(
 
 
 def flush(state: State) -> Program[Stats]:
-    """Add this process's counters to the fleet's; return the sum, or what is pending here if Redis is away."""
+    """Add this process's counters to the fleet's; return the sum, of what can be read if some of Redis is away."""
     totals: dict[str, int] = {}
-    pending = state.counters.take()
-    try:
-        for part in state.partitions:
-            mine = pending if part is state.partitions[0] else {}
-            added = [("HINCRBY", part.names.s, name, count) for name, count in mine.items()]
+    errors: list[BackendUnavailable] = []
+    for part in state.partitions:
+        pending = state.counters.take()
+        added = [("HINCRBY", part.names.s, name, count) for name, count in pending.items()]
+        try:
             *_, reply = yield from ask(part.index, *added, ("HGETALL", part.names.s))
-            for name, count in zip(reply[::2], reply[1::2], strict=True):
-                totals[name.decode()] = totals.get(name.decode(), 0) + int(count)
-    except BackendUnavailable as error:
-        state.counters.give_back(pending)
-        failed(state, error)
-        return from_counters(state.counters.peek(), fleet=False)
-    return from_counters(totals, fleet=True)
+        except BackendUnavailable as error:
+            state.counters.give_back(pending)
+            errors.append(error)
+            continue
+        _add(totals, {name.decode(): int(count) for name, count in zip(reply[::2], reply[1::2], strict=True)})
+    _all_failed(state, errors)
+    if errors:
+        _add(totals, state.counters.peek())
+    return from_counters(totals, fleet=not errors)
+
+
+def _add(totals: dict[str, int], counts: Mapping[str, int]) -> None:
+    for name, count in counts.items():
+        totals[name] = totals.get(name, 0) + count
 
 
 def whereabouts(state: State, part: Partition) -> Program[int | None]:
     """Return the partition's current generation, or None while Redis is away."""
     try:
-        return (yield from connect(part)).generation
+        return (yield from connect(state, part)).generation
     except BackendUnavailable as error:
         failed(state, error)
         return None

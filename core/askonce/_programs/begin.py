@@ -49,7 +49,7 @@ def begin(
     found, reachable, seen = None, True, b""
     try:
         if refresh or not wanted.read:
-            found = yield from what_is_stored(wanted)
+            found = yield from what_is_stored(state, wanted)
         else:
             found = yield from find(state, wanted, fetched)
         seen = found.seen if found else b""

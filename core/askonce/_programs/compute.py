@@ -182,7 +182,7 @@ def take_lease(
     """
     part = wanted.partition
     for _ in range(_MOST_TURNS):
-        word = part.word or (yield from connect(part))
+        word = part.word or (yield from connect(state, part))
         names = part.names
         keys = (names.c, names.e + word.prefix + wanted.digest, names.k + wanted.digest, names.f)
         token = b"%d-%b" % (word.sequence, wanted.token)
@@ -246,7 +246,7 @@ def _unread(state: State, wanted: Ask) -> Program[AnyServed]:
         return (yield from alone(state, wanted, "control"))
     grant = None
     try:
-        there = yield from what_is_stored(wanted)
+        there = yield from what_is_stored(state, wanted)
         taken = yield from acquire(state, replace(wanted, waits=False), there.seen if there else b"")
         grant = taken if isinstance(taken, Grant) else None
     except BackendUnavailable as error:
@@ -257,10 +257,10 @@ def _unread(state: State, wanted: Ask) -> Program[AnyServed]:
     return served
 
 
-def what_is_stored(wanted: Ask) -> Program[Found | None]:
+def what_is_stored(state: State, wanted: Ask) -> Program[Found | None]:
     """Return the fence of whatever is stored, so that a lease to replace it can be had."""
     part = wanted.partition
-    word = yield from connect(part)
+    word = yield from connect(state, part)
     data = (yield from fetch(part.index, (word.prefix + wanted.digest,))).entries[0]
     return None if data is None else Found(data[8:16], grave=is_grave(data))
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .._effects import Fetched, Program, ask, decode, detach, fetch, invoke
+from .._effects import Fetched, Program, ask, decode, detach, fetch, invoke, tell
 from .._flights import Landed
 from ..entry import TAGGED, Corrupt, Entry, Unusable, cost_ms, is_grave, parse
-from ..errors import BackendUnavailable
+from ..errors import BackendUnavailable, Disagreement, OutOfMemory, Unfit
 from ..policy import Freshness
 from ..scripts import BUMP, CONTROL, SLIDE
 from ..served import AnyServed, Served, Source
-from .state import Ask, Partition, State, Word, parse_word
+from .state import META, Ask, Partition, State, Word, parse_word
 
 #: A control word that moves at every turn means a storm of bumps: then this call does without.
 _MOST_TURNS = 4
@@ -91,24 +91,66 @@ def find(state: State, wanted: Ask, fetched: Fetched | None = None) -> Program[F
     """
     part = wanted.partition
     for _ in range(_MOST_TURNS):
-        word = part.word or (yield from connect(part))
+        word = part.word or (yield from connect(state, part))
         if fetched is None:
             fetched = yield from fetch(part.index, (word.prefix + wanted.digest,))
-        in_step = yield from keep_step(part, word, fetched.word)
+        in_step = yield from keep_step(state, part, word, fetched.word)
         if in_step is not None:
             return (yield from judge(state, wanted, in_step, fetched.entries[0], fetched.now_ms))
         fetched = None
     raise BackendUnavailable("the control word moves faster than this call can read")
 
 
-def connect(part: Partition) -> Program[Word]:
+def connect(state: State, part: Partition) -> Program[Word]:
     """Return the partition's control word, written first if there is none."""
+    if not state.agreed:
+        yield from agree(state)
     controlled = yield from invoke(CONTROL, part.index, (part.names.c,))
     word = _parsed(part, controlled.word)
     if controlled.written and word.raw != part.newest_raw and word.generation <= part.newest:
         # It was lost less than a second after it was written: the clock alone would bring old entries back.
         part.newest += 1
     return (yield from adopt(part, word))
+
+
+def agree(state: State) -> Program[None]:
+    """
+    Fix the layout of the namespace if nobody has; raise Disagreement if it was fixed otherwise.
+
+    Processes with different numbers of partitions would not find each other's entries and, worse, not hear of each
+    other's invalidations.
+    """
+    if state.disagreement:
+        raise Disagreement(state.disagreement)
+    everything = ("HGETALL", state.meta)
+    (reply,) = yield from ask(META, everything)
+    fixed = _fields(reply)
+    missing = [
+        ("HSETNX", state.meta, name, value) for name, value in state.layout.items() if name not in fixed
+    ]
+    if missing:
+        try:  # somebody else may be doing it, too: what stands there in the end holds
+            *_, reply = yield from ask(META, *missing, everything)
+            fixed = _fields(reply)
+        except (OutOfMemory, Unfit):
+            pass  # full, or a replica: what is stored can be served
+    others = [name for name, value in state.layout.items() if fixed.get(name, str(value)) != str(value)]
+    if others:
+        there, here = (
+            ", ".join(f"{name}={layout[name]}" for name in others) for layout in (fixed, state.layout)
+        )
+        state.disagreement = (
+            f"{state.meta.decode()} says {there}, this cache has {here}: make it like the others, or in a namespace "
+            "of its own"
+        )
+        yield from tell(state.disagreement)
+        raise Disagreement(state.disagreement)
+    state.agreed = len(fixed) >= len(state.layout)
+
+
+def _fields(reply: list[bytes]) -> dict[str, str]:
+    texts = [item.decode("utf-8", "replace") for item in reply]
+    return dict(zip(texts[::2], texts[1::2], strict=True))
 
 
 def adopt(part: Partition, word: Word) -> Program[Word]:
@@ -128,7 +170,7 @@ def _parsed(part: Partition, raw: bytes) -> Word:
     return word
 
 
-def keep_step(part: Partition, used: Word, raw: bytes | None) -> Program[Word | None]:
+def keep_step(state: State, part: Partition, used: Word, raw: bytes | None) -> Program[Word | None]:
     """
     Compare the control word that Redis holds with the one that was *used*.
 
@@ -139,7 +181,8 @@ def keep_step(part: Partition, used: Word, raw: bytes | None) -> Program[Word | 
         return used
     word = parse_word(raw) if raw else None
     if word is None:
-        yield from connect(part)
+        state.agreed = False  # more may have been lost
+        yield from connect(state, part)
         return None
     adopted = yield from adopt(part, word)
     return adopted if adopted.generation == used.generation == word.generation else None

@@ -40,22 +40,24 @@ def get_many(state: State, asks: Sequence[Ask]) -> Program[list[AnyServed | None
     return served
 
 
-def _find_many(state: State, asks: Sequence[Ask]) -> Program[tuple[dict[bytes, Found], bool]]:
+def _find_many(state: State, asks: Sequence[Ask]) -> Program[tuple[dict[bytes, Found], set[int]]]:
+    """Return what was found, and which partitions are away."""
     founds: dict[bytes, Found] = {}
+    away: set[int] = set()
     for part, group in by_partition(asks):
         try:
             yield from _find_group(state, part, group, founds)
         except BackendUnavailable as error:
             failed(state, error)
-            return founds, False
-    return founds, True
+            away.add(part.index)
+    return founds, away
 
 
 def _find_group(state: State, part: Partition, group: list[Ask], founds: dict[bytes, Found]) -> Program[None]:
     for chunk in chunks(group):
-        word = part.word or (yield from connect(part))
+        word = part.word or (yield from connect(state, part))
         fetched = yield from fetch(part.index, tuple(word.prefix + wanted.digest for wanted in chunk))
-        in_step = yield from keep_step(part, word, fetched.word)
+        in_step = yield from keep_step(state, part, word, fetched.word)
         for wanted, data in zip(chunk, fetched.entries, strict=True):
             if not wanted.read:
                 found = None if data is None else Found(data[8:16])  # only to be replaced
@@ -75,7 +77,7 @@ def get_or_compute_many(state: State, asks: Sequence[Ask]) -> Program[list[AnySe
     two callers with crossing requests never wait for each other.  What fails in the hands of others is then asked of
     this caller's function.  An exception among the values is the failure of that request alone, raised at the end.
     """
-    founds, reachable = yield from _find_many(state, asks)
+    founds, away = yield from _find_many(state, asks)
     served: dict[bytes, AnyServed] = {}
     missing: list[Ask] = []
     stale: list[Ask] = []
@@ -93,10 +95,10 @@ def get_or_compute_many(state: State, asks: Sequence[Ask]) -> Program[list[AnySe
     yield from _refresh_behind(state, stale, founds)
     failures: dict[bytes, Exception] = {}
     try:
-        theirs = yield from _round(state, missing, founds, served, failures, reachable)
+        theirs = yield from _round(state, missing, founds, served, failures, away)
         again = [wanted for wanted in missing if wanted.digest in theirs]
         if again:
-            failures.update((yield from _round(state, again, founds, served, failures, reachable)))
+            failures.update((yield from _round(state, again, founds, served, failures, away)))
     except Exception as error:  # noqa: BLE001  raised below, unless what is stored stands in
         for wanted in missing:
             failures.setdefault(wanted.digest, error)
@@ -111,7 +113,7 @@ def _round(
     founds: dict[bytes, Found],
     served: dict[bytes, AnyServed],
     failures: dict[bytes, Exception],
-    reachable: bool,
+    away: set[int],
 ) -> Program[dict[bytes, Exception]]:
     """Compute what nobody else does, join the rest; return what failed in the hands of others."""
     mine: dict[bytes, tuple[Ask, Flight]] = {}
@@ -123,9 +125,10 @@ def _round(
             flight, leads = state.flights.board(wanted.flight_key, wanted.home, least)
             if leads:
                 mine[wanted.digest] = wanted, flight
-        yield from _compute_mine(state, mine, founds, served, failures, reachable)
+        yield from _compute_mine(state, mine, founds, served, failures, away)
         for digest in list(mine):  # held elsewhere
             wanted, flight = mine.pop(digest)
+            reachable = wanted.partition.index not in away
             try:
                 served[digest] = yield from lead(state, wanted, flight, founds.get(digest), reachable)
             except LeaderFailed as error:
@@ -134,6 +137,7 @@ def _round(
             digest = wanted.digest
             if digest in served or digest in failures or digest in theirs:
                 continue
+            reachable = wanted.partition.index not in away
             try:
                 served[digest] = yield from share(state, wanted, founds.get(digest), reachable)
             except Exception as error:  # noqa: BLE001  the leader's
@@ -162,7 +166,7 @@ def _refresh(
     failures: dict[bytes, Exception] = {}
     flights = [flight for _, flight in mine.values()]
     try:
-        yield from _compute_mine(state, mine, founds, {}, failures, reachable=True)
+        yield from _compute_mine(state, mine, founds, {}, failures, set())
         state.counters.add("refresh_errors", len(failures))
     except GeneratorExit:
         raise
@@ -201,29 +205,31 @@ def _compute_mine(
     founds: dict[bytes, Found],
     served: dict[bytes, AnyServed],
     failures: dict[bytes, Exception],
-    reachable: bool,
+    away: set[int],
 ) -> Program[None]:
     """Compute what this call leads and holds the leases of; what it serves, or fails at, leaves *mine*."""
     grants: dict[bytes, Grant] = {}
     refused: set[bytes] = set()
     asked: list[Ask] = []
-    if reachable:
-        try:
-            refused = yield from _lease_many(state, mine, founds, served, grants, asked)
-        except GeneratorExit:
-            raise
-        except BackendUnavailable as error:
-            if state.strict:
-                yield from _release_all(state, [one for one in asked if one.digest in grants], grants)
-            failed(state, error)
-            reachable = False
-        except BaseException:  # cancelled: a lease that this call has not heard of may have been granted
-            yield from _release_all(state, asked, grants)
-            raise
+    for part, group in by_partition([wanted for wanted, _ in mine.values()]):
+        if part.index not in away:
+            try:
+                refused |= yield from _lease_group(state, part, group, mine, founds, served, grants, asked)
+                continue
+            except GeneratorExit:
+                raise
+            except BackendUnavailable as error:
+                if state.strict:
+                    yield from _release_all(state, [one for one in asked if one.digest in grants], grants)
+                failed(state, error)
+            except BaseException:  # cancelled: a lease that this call has not heard of may have been granted
+                yield from _release_all(state, asked, grants)
+                raise
+        refused.update(wanted.digest for wanted in group)
     turn = [
         wanted
         for wanted, _ in mine.values()
-        if wanted.digest in grants or (not wanted.refreshes and (not reachable or wanted.digest in refused))
+        if wanted.digest in grants or (not wanted.refreshes and wanted.digest in refused)
     ]
     if not turn:
         return
@@ -267,8 +273,10 @@ def _release_all(state: State, asks: list[Ask], grants: dict[bytes, Grant]) -> P
             yield from release_by_token(state, wanted)
 
 
-def _lease_many(
+def _lease_group(
     state: State,
+    part: Partition,
+    group: list[Ask],
     mine: dict[bytes, tuple[Ask, Flight]],
     founds: dict[bytes, Found],
     served: dict[bytes, AnyServed],
@@ -277,47 +285,43 @@ def _lease_many(
 ) -> Program[set[bytes]]:
     """Fill *grants*, take out of *mine* what somebody stored meanwhile; return what Redis refused a lease for."""
     refused: set[bytes] = set()
-    for part, group in by_partition([wanted for wanted, _ in mine.values()]):
-        for chunk in chunks(group):
-            word = part.word or (yield from connect(part))
-            names = part.names
-            calls = tuple(
+    for chunk in chunks(group):
+        word = part.word or (yield from connect(state, part))
+        names = part.names
+        calls = tuple(
+            (
+                (names.c, names.e + word.prefix + wanted.digest, names.k + wanted.digest, names.f),
                 (
-                    (names.c, names.e + word.prefix + wanted.digest, names.k + wanted.digest, names.f),
-                    (
-                        word.generation,
-                        b"%d-%b" % (word.sequence, wanted.token),
-                        wanted.policy.lease_ms,
-                        _seen(founds, wanted),
-                        b"*" if wanted.refreshes else b"",
-                    ),
-                )
-                for wanted in chunk
+                    word.generation,
+                    b"%d-%b" % (word.sequence, wanted.token),
+                    wanted.policy.lease_ms,
+                    _seen(founds, wanted),
+                    b"*" if wanted.refreshes else b"",
+                ),
             )
-            asked += chunk
-            answers: list[Leased | BackendUnavailable] = yield from invoke_many(LEASE, part.index, calls)
-            for wanted, leased in zip(chunk, answers, strict=True):
-                if isinstance(leased, BackendUnavailable):
-                    yield from shed(state, wanted, leased)
-                    failed(state, leased)
-                    refused.add(wanted.digest)
-                    continue
-                if leased.code == GRANTED:
-                    under = parse_word(leased.word) or word
-                    grants[wanted.digest] = Grant(
-                        under, leased.fence, b"%d-%b" % (word.sequence, wanted.token)
-                    )
-                elif leased.code == FOUND and not wanted.read:
-                    refused.add(wanted.digest)  # stored meanwhile: this caller wants an answer of its own
-                elif leased.code == FOUND:
-                    found = yield from judge(
-                        state, wanted, parse_word(leased.word) or word, leased.entry, leased.now_ms
-                    )
-                    if found is not None and found.freshness in {Freshness.FRESH, Freshness.EARLY}:
-                        _, flight = mine.pop(wanted.digest)
-                        state.flights.land(flight, found.landed())
-                        state.counters.add("coalesced")
-                        served[wanted.digest] = found.served(Source.COALESCED)
+            for wanted in chunk
+        )
+        asked += chunk
+        answers: list[Leased | BackendUnavailable] = yield from invoke_many(LEASE, part.index, calls)
+        for wanted, leased in zip(chunk, answers, strict=True):
+            if isinstance(leased, BackendUnavailable):
+                yield from shed(state, wanted, leased)
+                failed(state, leased)
+                refused.add(wanted.digest)
+                continue
+            if leased.code == GRANTED:
+                under = parse_word(leased.word) or word
+                grants[wanted.digest] = Grant(under, leased.fence, b"%d-%b" % (word.sequence, wanted.token))
+            elif leased.code == FOUND and not wanted.read:
+                refused.add(wanted.digest)  # stored meanwhile: this caller wants an answer of its own
+            elif leased.code == FOUND:
+                under = parse_word(leased.word) or word
+                found = yield from judge(state, wanted, under, leased.entry, leased.now_ms)
+                if found is not None and found.freshness in {Freshness.FRESH, Freshness.EARLY}:
+                    _, flight = mine.pop(wanted.digest)
+                    state.flights.land(flight, found.landed())
+                    state.counters.add("coalesced")
+                    served[wanted.digest] = found.served(Source.COALESCED)
     return refused
 
 
@@ -371,7 +375,7 @@ def _store_chunk(
 ) -> Program[list[int | None]]:
     """Store in one round trip; return the code of each, None where Redis did not answer."""
     try:
-        word = part.word or (yield from connect(part))
+        word = part.word or (yield from connect(state, part))
         calls = []
         for wanted, encoded, grant in chunk:
             victims = part.take_victims(PEEK)

@@ -6,10 +6,11 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from .._flights import Flights, Key
 from .._tapes import Relays
+from ..entry import FORMAT, OVERHEAD
 from ..keys import Names
 from ..near import NearCache
 from ..policy import Policy
@@ -25,6 +26,10 @@ _MOST_SUSPECTS = 256
 
 #: Requests in one round trip: bounded, so that one deadline is enough for it.
 _AT_ONCE = 128
+
+
+#: In place of a partition's index: what all partitions share.
+META: Final = -1
 
 
 class Word(NamedTuple):
@@ -103,12 +108,22 @@ class State:
     counters: Counters
     max_entries: int  # of one partition
     max_units: int  # of one partition
+    meta: bytes  # the name of the hash in which the layout of the namespace is fixed
     strict: bool = False
     near: NearCache | None = None
+    #: Whether the layout of this process was found to be the namespace's.
+    agreed: bool = False
+    #: What was found instead, for people.
+    disagreement: str = ""
     #: Streams led elsewhere that are followed here.
     relays: Relays = field(default_factory=Relays)
     #: Refreshes that failed in a row, by digest: each doubles the pause before the next.
     refresh_failures: dict[bytes, int] = field(default_factory=dict)
+
+    @property
+    def layout(self) -> dict[str, int]:
+        """What all processes that use the namespace must have alike."""
+        return {"partitions": len(self.partitions), "overhead": OVERHEAD, "format": FORMAT}
 
     def drop_near(self, digests: Iterable[bytes]) -> None:
         """Drop the near copies of what this process has changed: its own callers do not wait for the message."""

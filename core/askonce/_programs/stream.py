@@ -57,7 +57,7 @@ def tune_in(state: State, wanted: Ask) -> Program[AnyServed | Held | Flight | El
         if wanted.read:
             found = yield from find(state, wanted)
         else:
-            found = yield from what_is_stored(wanted)
+            found = yield from what_is_stored(state, wanted)
         seen = found.seen if found else b""
     except BackendUnavailable as error:
         failed(state, error)

@@ -135,12 +135,12 @@ def write(state: State, wanted: Ask, encoded: Encoded, grant: Grant | None) -> P
     anything is stored under the generation that is current.
     """
     part = wanted.partition
-    current = grant.word if grant else part.word or (yield from connect(part))
+    current = grant.word if grant else part.word or (yield from connect(state, part))
     stored = yield from _store(state, wanted, current, encoded, grant)
     if stored.code == MOVED:
         part.word = None
         if grant is None:
-            current = yield from connect(part)
+            current = yield from connect(state, part)
             stored = yield from _store(state, wanted, current, encoded, None)
     yield from settle(state, part, stored)
     return stored.code

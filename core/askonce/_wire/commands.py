@@ -7,19 +7,23 @@ from typing import Any, TypeVar
 
 import hiredis
 from redis.exceptions import (
+    AskError,
+    ClusterDownError,
     MasterDownError,
     NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
     ResponseError,
+    TryAgainError,
 )
 
-from ..errors import BackendUnavailable, OutOfMemory, Unfit
+from ..errors import BackendUnavailable, Moved, OutOfMemory, Unfit
 from ..scripts import Arg, Script
 
 R = TypeVar("R")
 
+_MOVED = (AskError, TryAgainError, ClusterDownError)  # redis-py's MovedError is an AskError
 _UNFIT = (MasterDownError, NoPermissionError, ReadOnlyError)
 _UNFIT_WORDS = ("READONLY", "MASTERDOWN", "LOADING", "BUSY ", "NOPERM", "NOAUTH", "NOREPLICAS", "UNKILLABLE")
 
@@ -45,7 +49,9 @@ def is_unknown_script(replies: Iterable[Any]) -> bool:
 def checked(reply: Any) -> Any:
     """Return *reply*, or raise BackendUnavailable if Redis answered with an error."""
     if isinstance(reply, ResponseError):
-        raise _kind(reply)(f"Redis answered: {reply}") from reply
+        # redis-py takes the first word off these: it makes their type
+        word = f"{type(reply).__name__.removesuffix('Error').upper()} " if isinstance(reply, _MOVED) else ""
+        raise _kind(reply)(f"Redis answered: {word}{reply}") from reply
     return reply
 
 
@@ -56,6 +62,8 @@ def _kind(error: ResponseError) -> type[BackendUnavailable]:
         return OutOfMemory
     if isinstance(error, _UNFIT) or any(word in text for word in _UNFIT_WORDS):
         return Unfit
+    if isinstance(error, _MOVED):
+        return Moved
     return BackendUnavailable
 
 

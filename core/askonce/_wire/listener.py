@@ -13,11 +13,12 @@ import contextlib
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Hashable
 from concurrent.futures import Future
 from typing import Any, Final, Protocol, TypeAlias
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from ..errors import BackendUnavailable
 from .commands import pack
@@ -67,9 +68,14 @@ class Watcher(Protocol):
 
 
 class Listener:
-    """The process's push connection to one server: what it is subscribed to, and who waits for what."""
+    """
+    The process's push connection to one server: what it is subscribed to, and who waits for what.
 
-    def __init__(self, endpoint: Endpoint, deadline: float) -> None:
+    *sharded*: the channels belong to slots of a cluster (SSUBSCRIBE), and leave the server together with them.
+    """
+
+    def __init__(self, endpoint: Endpoint, deadline: float, *, sharded: bool = False) -> None:
+        self._sharded = b"s" if sharded else b""
         self._endpoint = endpoint
         self._deadline = deadline
         self._pool = endpoint.sync_pool(deadline, deadline)
@@ -78,6 +84,8 @@ class Listener:
         self._watchers: dict[bytes, weakref.WeakSet[Watcher]] = {}
         self._channels: set[bytes] = set()  # wanted
         self._subscribed: set[bytes] = set()  # confirmed on this connection
+        self._asked: deque[bytes] = deque()  # not yet answered on this connection, in order
+        self._refused: dict[bytes, float] = {}  # when the server last would not have it
         self._connection: Any = None
         self._wanted = 0.0  # when somebody last waited
         self._thread: threading.Thread | None = None
@@ -99,19 +107,19 @@ class Listener:
             for message in messages:
                 self._waiting.setdefault(message, []).append(registration)
             # one deadline to connect, one to subscribe
-            if not self._changed.wait_for(lambda: channel in self._subscribed, self._deadline * 2):
+            answered = self._changed.wait_for(
+                lambda: channel in self._subscribed or channel not in self._channels, self._deadline * 2
+            )
+            if channel not in self._subscribed:
                 registration.close()
-                raise BackendUnavailable(
-                    f"{self._endpoint.label}: no subscription within {self._deadline * 2} s"
-                )
+                why = "was refused" if answered else f"within {self._deadline * 2} s"
+                raise BackendUnavailable(f"{self._endpoint.label}: no subscription: {why}")
         return registration
 
     def watch(self, channel: bytes, watcher: Watcher) -> None:
         """Tell *watcher*, as long as it lives, what is said on *channel*.  Does not wait for the subscription."""
         with self._changed:
             watchers = self._watchers.setdefault(channel, weakref.WeakSet())
-            if watcher in watchers:
-                return
             self._want(channel)
             watchers.add(watcher)
             if channel in self._subscribed:
@@ -127,9 +135,9 @@ class Listener:
 
     def _want(self, channel: bytes) -> None:
         self._wanted = time.monotonic()
-        if channel not in self._channels:
+        if channel not in self._channels and self._wanted - self._refused.get(channel, -_PAUSE) >= _PAUSE:
             self._channels.add(channel)
-            self._send("SUBSCRIBE", channel)
+            self._subscribe(channel)
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="askonce-listener", daemon=True)
             self._thread.start()
@@ -154,7 +162,7 @@ class Listener:
                 self._watchers.pop(channel, None)
                 self._channels.discard(channel)
                 self._subscribed.discard(channel)
-                self._send("UNSUBSCRIBE", channel)
+                self._send(self._sharded + b"UNSUBSCRIBE", channel)
             if not self._channels:  # nobody is left: do not sleep on
                 self._wanted = 0.0
                 self._send("PING")
@@ -194,13 +202,19 @@ class Listener:
         try:
             with self._changed:
                 self._connection = connection
-                if self._channels:
-                    self._send("SUBSCRIBE", *self._channels)
+                self._asked.clear()
+                for channel in self._channels:
+                    self._subscribe(channel)
             asked = False
             while self._is_wanted():
                 if connection.can_read(self._deadline if asked else _TURN):
                     asked = False
-                    self._heard(connection.read_response(disable_decoding=True))
+                    try:
+                        self._heard(connection.read_response(disable_decoding=True))
+                    except ResponseError:
+                        with self._changed:
+                            if self._asked:
+                                self._give_up(self._asked.popleft())
                 elif asked:
                     raise BackendUnavailable("the push connection does not answer")
                 elif self._waiting or self._is_watched():  # a silent connection may be a dead one
@@ -222,18 +236,38 @@ class Listener:
             with contextlib.suppress(RedisError, OSError):
                 self._connection.send_packed_command([pack(command)], check_health=False)
 
+    def _subscribe(self, channel: bytes) -> None:
+        # One command a channel: channels of several slots may not be asked for together.
+        self._asked.append(channel)
+        self._send(self._sharded + b"SUBSCRIBE", channel)
+
+    def _give_up(self, channel: bytes) -> None:
+        """Leave a channel that is another server's now, or is not permitted."""
+        with self._changed:
+            self._refused[channel] = time.monotonic()
+            self._channels.discard(channel)
+            self._subscribed.discard(channel)
+            self._changed.notify_all()
+            self._wake(*(message for message in self._waiting if message[0] == channel))
+            for watcher in self._watchers.pop(channel, ()):
+                watcher.lost(channel)
+
     def _heard(self, message: Any) -> None:
         if not isinstance(message, list) or len(message) != 3:
             return  # the answer to a PING
         kind, channel, _ = message
-        if kind == b"message":
+        if kind in {b"message", b"smessage"}:
             with self._changed:
                 for watcher in self._watchers.get(channel, ()):
                     watcher.heard(message[2])
             if message[2][:1] in {b"d", b"r"}:
                 self._wake((channel, message[2]))
-        elif kind == b"subscribe":
+        elif kind == b"sunsubscribe" and channel in self._channels and channel not in self._asked:
+            self._give_up(channel)  # its slot has left this server
+        elif kind in {b"subscribe", b"ssubscribe"}:
             with self._changed:
+                if self._asked:
+                    self._asked.popleft()
                 if channel in self._channels:
                     self._subscribed.add(channel)
                     self._changed.notify_all()
@@ -261,16 +295,16 @@ class Listeners:
         self._lock = threading.Lock()
         self._listeners: dict[Hashable, Listener] = {}
 
-    def of(self, endpoint: Endpoint, deadline: float) -> Listener:
+    def of(self, endpoint: Endpoint, deadline: float, *, sharded: bool = False) -> Listener:
         """Return the listener of a server."""
         options = tuple(
             (name, value if isinstance(value, Hashable) else id(value))
             for name, value in sorted(endpoint.options.items())
         )
         with self._lock:
-            key = (endpoint.connection_class, options, deadline)
+            key = (endpoint.connection_class, options, deadline, sharded)
             if key not in self._listeners:
-                self._listeners[key] = Listener(endpoint, deadline)
+                self._listeners[key] = Listener(endpoint, deadline, sharded=sharded)
             return self._listeners[key]
 
     def start_anew(self) -> None:

@@ -7,6 +7,7 @@ been nothing to renew for a while.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -69,12 +70,11 @@ class Renewals:
 
     def _run(self) -> None:
         while (due := self._next()) is not None:
-            try:
-                self._each_turn()
-                for renewal in due:
+            self._each_turn()
+            for renewal in due:
+                # The next turn tries again; a lost lease costs a second computation, never an answer.
+                with contextlib.suppress(BackendUnavailable):
                     self._renew(renewal)
-            except BackendUnavailable:
-                pass  # the next turn tries again; a lost lease costs a second computation, never an answer
 
     def _next(self) -> list[Renewal] | None:
         """Wait for leases that are due and return them; None ends the thread."""

@@ -213,6 +213,14 @@ def raw_slots(client: redis.Redis) -> Any:
         client.connection_pool.release(connection)
 
 
+def beside(url: str) -> Any:
+    """Return a client for what a test keeps in Redis beside the cache: in another database, if there is one."""
+    if "+cluster" in url:
+        host, port = url.rpartition("/")[2].partition(",")[0].split(":")
+        return redis.RedisCluster(host=host, port=int(port))
+    return redis.Redis.from_url(url[: url.rindex("/")] + "/9")
+
+
 def _follow(replica: redis.Redis, master: redis.Redis) -> bool:
     try:
         replica.execute_command("CLUSTER REPLICATE", master.execute_command("CLUSTER MYID"))

@@ -8,7 +8,7 @@ import threading
 import time
 from typing import Any
 
-import redis
+from tests.servers import beside
 
 from askonce import AsyncCache, Cache, Lease, Policy
 
@@ -22,11 +22,11 @@ class UpstreamError(Exception):
 
 
 class Upstream:
-    """The model: counts its calls in another database of the same server, not through the cache."""
+    """The model: counts its calls in Redis, beside the cache."""
 
     def __init__(self, stage: Stage, url: str, seconds: float, error: str = "", size: int = 0) -> None:
         self._stage, self._seconds, self._error, self._size = stage, seconds, error, size
-        self._counter = redis.Redis.from_url(url[: url.rindex("/")] + "/9")
+        self._counter = beside(url)
 
     def _begin(self) -> int:
         number = int(self._counter.incr("calls"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import redis
 
@@ -21,6 +21,11 @@ def until(condition: Callable[[], T], seconds: float = 10.0, pause: float = 0.00
         assert time.monotonic() < end, f"it did not happen within {seconds} s"
         time.sleep(pause)
     return value
+
+
+def registered(namespace: Any) -> bool:
+    """Return whether a caller of this process waits for a message from Redis, about whichever partition."""
+    return any(node is not None and node.listener._waiting for node in namespace.nodes)
 
 
 def tick(raw: redis.Redis, milliseconds: int = 3) -> None:

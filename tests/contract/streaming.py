@@ -21,7 +21,7 @@ import redis
 
 from askonce import AsyncCache, Cache, Policy
 
-from .polling import until
+from .polling import registered, until
 from .processes import Stage
 
 QUESTION = {"model": "m", "prompt": "Why?", "stream": True}
@@ -273,9 +273,7 @@ class Party:
     def following(self) -> bool:
         """Whether a caller of this party waits for more of a stream, here or elsewhere."""
         flights = list(self.namespace.state.flights._flights.values())
-        return bool(
-            self.namespace.nodes[0].listener._waiting or any(flight.tape._waiting for flight in flights)
-        )
+        return bool(registered(self.namespace) or any(flight.tape._waiting for flight in flights))
 
     def follows(self, seconds: float = 10.0) -> None:
         """Return once a caller of this party waits for more of a stream."""
@@ -307,7 +305,7 @@ def nothing_left(*parties: Party, within: float = 5.0) -> None:
                 f"{len(kept)} {name}"
                 for name, kept in {
                     "flights": namespace.state.flights._flights,
-                    "registrations": namespace.nodes[0].listener._waiting,
+                    "registrations": registered(namespace),
                     "renewals": namespace.renewals._kept,
                     "publications": namespace.publisher._running,
                     "holders": [count for count in namespace._holders.values() if count],

@@ -9,7 +9,7 @@ import redis
 from askonce import Policy, Source, scripts
 
 from .colours import call_on
-from .polling import age, until
+from .polling import age, registered, until
 from .upstream import Gate
 
 #: The commands of the documentation, and nothing else; the two forms of pub/sub for cluster mode are not used here.
@@ -95,7 +95,7 @@ def everything(driver, other, raw):
     leading = driver.start("serve", "waited for", gate)
     gate.wait()
     following = other.start("serve", "waited for", lambda: "never")
-    until(lambda: other.cache._namespace.nodes[0].listener._waiting)
+    until(lambda: registered(other.cache._namespace))
     gate.open()
     assert (leading.result(10).value, following.result(10).value) == ("answer", "answer")
     until(lambda: other.lookup("waited for") is not None)

@@ -10,7 +10,7 @@ import pytest
 from askonce import AsyncCache, AsyncLease, Cache, LeaderFailed, Lease, Policy, Served, Source
 
 from .colours import begin_on, call_on
-from .polling import age, until
+from .polling import age, registered, until
 from .upstream import Gate
 
 BRIEF = Policy(lease=0.2)
@@ -45,7 +45,7 @@ def waits(driver):
 
     def waiting():
         flights = list(namespace.state.flights._flights.values())
-        return namespace.nodes[0].listener._waiting or any(
+        return registered(namespace) or any(
             flight.future._done_callbacks or flight.future._condition._waiters for flight in flights
         )
 

@@ -26,7 +26,7 @@ from askonce._wire import listener, renewals
 from . import forks
 from .audit import Auditor
 from .colours import begin_on, call_on, close
-from .polling import age, until
+from .polling import age, registered, until
 from .upstream import Gate, counting
 
 NOWHERE = "redis://127.0.0.1:1/0"
@@ -210,7 +210,7 @@ def test_who_waits_for_another_process_does_not_wait_for_a_frozen_server(own_ser
     leading = driver.start("serve", "q", gate)
     gate.wait()
     following = other.start("serve", "q", lambda: "follower's")
-    until(lambda: other.cache._namespace.nodes[0].listener._waiting)
+    until(lambda: registered(other.cache._namespace))
     server.freeze()
     start = time.monotonic()
 
@@ -266,7 +266,7 @@ def test_who_waits_is_woken_by_a_lost_connection(own_server, make_driver):
     leading = driver.start("serve", "q", gate)
     gate.wait()
     following = other.start("serve", "q", lambda: "follower's")
-    until(lambda: other.cache._namespace.nodes[0].listener._waiting)
+    until(lambda: registered(other.cache._namespace))
     server.kill()
     start = time.monotonic()
 
@@ -721,7 +721,7 @@ def use(cache, other):
     lease = other.begin(request)
     waiting = threading.Thread(target=cache.get_or_compute, args=(request, lambda: "mine"))
     waiting.start()
-    until(lambda: cache._namespace.nodes[0].listener._waiting)
+    until(lambda: registered(cache._namespace))
     lease.finish("theirs")
     waiting.join()
 

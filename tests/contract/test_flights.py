@@ -16,7 +16,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import redis
+from tests.servers import beside
 
 from askonce import AsyncCache, Cache, LeaderFailed, Policy, Refused, Source, scripts
 from askonce._wire import listener
@@ -24,7 +24,7 @@ from askonce.control import NONE
 
 from . import callers
 from .colours import call_on, close
-from .polling import until
+from .polling import registered, until
 from .upstream import Gate, counting
 
 pytestmark = pytest.mark.slow
@@ -34,7 +34,7 @@ COLOURS = pytest.mark.parametrize("colour", ["threads", "asyncio"])
 @pytest.fixture
 def calls(url):
     """Returns how often the model was called."""
-    with redis.Redis.from_url(url[:-1] + "9") as counter:
+    with beside(url) as counter:
         yield lambda: int(counter.get("calls") or 0)
 
 
@@ -100,7 +100,7 @@ def test_a_process_asks_redis_once_for_all_its_callers(url, raw):
         ]
         for thread in threads:
             thread.start()
-        until(lambda: other._namespace.nodes[0].listener._waiting)
+        until(lambda: registered(other._namespace))
         gate.open()
         for thread in (*threads, leading):
             thread.join(10)
@@ -272,7 +272,7 @@ def test_an_answer_that_may_not_be_stored_wakes_who_waits(make_driver):
         leading = driver.start("serve", "q", gate, **words)
         gate.wait()
         following = other.start("serve", "q", lambda: "follower's", **words)
-        until(lambda: other.cache._namespace.nodes[0].listener._waiting)
+        until(lambda: registered(other.cache._namespace))
         start = time.monotonic()
         gate.open()
 
@@ -301,7 +301,7 @@ def test_a_thread_that_is_torn_down_hands_over(url):
         ]
         for thread in following:
             thread.start()
-        until(lambda: other._namespace.nodes[0].listener._waiting)
+        until(lambda: registered(other._namespace))
         start = time.monotonic()
         gate.open()
         for thread in (leading, *following):
@@ -357,9 +357,7 @@ async def test_a_cancelled_leader_hands_over(pair):
     leader = asyncio.create_task(one.serve("q", model))
     await model.entered.wait()
     followers = [asyncio.create_task(cache.serve("q", model)) for cache in (one, one, other, other)]
-    await eventually(
-        lambda: waiting(one) >= 2 and waiting(other) >= 1 and other._namespace.nodes[0].listener._waiting
-    )
+    await eventually(lambda: waiting(one) >= 2 and waiting(other) >= 1 and registered(other._namespace))
     model.entered.clear()
     start = time.monotonic()
     leader.cancel()
@@ -384,7 +382,7 @@ async def test_a_cancelled_leader_hands_over_between_processes(pair):
     leader = asyncio.create_task(one.serve("q", model))
     await model.entered.wait()
     follower = asyncio.create_task(other.serve("q", model))
-    await eventually(lambda: other._namespace.nodes[0].listener._waiting)
+    await eventually(lambda: registered(other._namespace))
     model.entered.clear()
     start = time.monotonic()
     leader.cancel()
@@ -404,9 +402,7 @@ async def test_a_cancelled_follower_touches_nobody(pair):
     leader = asyncio.create_task(one.serve("q", model))
     await model.entered.wait()
     followers = [asyncio.create_task(cache.serve("q", model)) for cache in (one, one, one, other, other)]
-    await eventually(
-        lambda: waiting(one) >= 3 and waiting(other) >= 1 and other._namespace.nodes[0].listener._waiting
-    )
+    await eventually(lambda: waiting(one) >= 3 and waiting(other) >= 1 and registered(other._namespace))
     for impatient in (followers[0], followers[3]):  # the second leads in its process
         impatient.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -511,7 +507,7 @@ async def test_a_storm_of_cancellations_leaves_nothing_behind(pair):
     assert set(outcomes) <= {"answer", "cancelled"}
     for cache in (one, other):
         assert len(cache._namespace.state.flights) == 0
-        await eventually(lambda cache=cache: not cache._namespace.nodes[0].listener._waiting)
+        await eventually(lambda cache=cache: not registered(cache._namespace))
     async with asyncio.timeout(5):
         for number in range(20):
             assert await one.get_or_compute({"n": number}, model) == "answer"
@@ -554,7 +550,7 @@ def test_a_lost_message_costs_one_lease_at_most(make_driver, monkeypatch):
     leading = driver.start("serve", "q", gate)
     gate.wait()
     following = other.start("serve", "q", lambda: "never")
-    until(lambda: other.cache._namespace.nodes[0].listener._waiting)
+    until(lambda: registered(other.cache._namespace))
     start = time.monotonic()
     gate.open()
 
@@ -694,7 +690,7 @@ def test_a_leaders_failure_names_its_type_and_pickles(make_driver):
     leading = driver.start("serve", "q", gate)
     gate.wait()
     following = other.start("serve", "q", lambda: "never")
-    until(lambda: other.cache._namespace.nodes[0].listener._waiting)
+    until(lambda: registered(other.cache._namespace))
     gate.open()
 
     with pytest.raises(callers.UpstreamError):
@@ -727,7 +723,7 @@ def test_an_error_that_is_not_shared_hands_over(url, colour, elsewhere):
             gate.wait()
             following = pool.submit(ask, second, lambda: "mine")
             if elsewhere:
-                until(lambda: second._namespace.nodes[0].listener._waiting)
+                until(lambda: registered(second._namespace))
             else:
                 until(lambda: second._namespace.state.counters.peek().get("misses", 0) >= 2)
             gate.open()

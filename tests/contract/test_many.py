@@ -10,7 +10,7 @@ import redis
 from askonce import Cache, ConfigurationError, LeaderFailed, NotCached, Policy, Refused, Source, control
 
 from .colours import ask
-from .polling import age, until
+from .polling import age, registered, until
 from .upstream import Gate
 
 
@@ -255,7 +255,7 @@ def waits(driver):
 
     def waiting():
         flights = list(namespace.state.flights._flights.values())
-        return namespace.nodes[0].listener._waiting or any(
+        return registered(namespace) or any(
             flight.future._done_callbacks or flight.future._condition._waiters for flight in flights
         )
 

@@ -14,7 +14,7 @@ import pytest
 from askonce import Near, Policy, Refused, Stats, control
 
 from .colours import ask, call_on, close
-from .polling import age, until
+from .polling import age, registered, until
 from .upstream import Gate, counting
 
 WINDOWS = Policy(ttl="1h", stale_while_revalidate="1h", stale_if_error="1d")
@@ -40,7 +40,7 @@ def joined(driver):
 
     def waiting():
         flights = list(namespace.state.flights._flights.values())
-        return namespace.nodes[0].listener._waiting or any(
+        return registered(namespace) or any(
             flight.future._done_callbacks or flight.future._condition._waiters for flight in flights
         )
 

@@ -38,7 +38,7 @@ from askonce.keys import Request
 
 from . import streaming
 from .audit import Auditor
-from .polling import age, until
+from .polling import age, registered, until
 from .streaming import QUESTION, Party, Producer, nothing_left
 
 NOWHERE = "redis://127.0.0.1:1/0"
@@ -564,7 +564,7 @@ def waits_for_value(party):
     """Return once a caller of *party* waits for a flight, here or elsewhere."""
     until(
         lambda: (
-            party.namespace.nodes[0].listener._waiting
+            registered(party.namespace)
             or any(
                 flight.future._done_callbacks or flight.future._condition._waiters
                 for flight in flights(party)

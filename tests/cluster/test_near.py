@@ -1,0 +1,3 @@
+"""The contract on a cluster."""
+
+from tests.contract.test_near import *  # noqa: F403

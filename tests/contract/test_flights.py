@@ -284,7 +284,7 @@ def test_an_answer_that_may_not_be_stored_wakes_who_waits(make_driver):
 
 def test_a_thread_that_is_torn_down_hands_over(url):
     """SystemExit in the leader's function: a follower computes, and nobody waits for the lease to end."""
-    with Cache(url, namespace="test") as cache, Cache(url, namespace="test") as other:
+    with Cache(url, namespace="test", deadline=2) as cache, Cache(url, namespace="test", deadline=2) as other:
         gate = Gate(error=SystemExit())
 
         def torn_down():

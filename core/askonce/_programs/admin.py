@@ -76,6 +76,8 @@ def invalidate_tag(state: State, tag: bytes) -> Program[bool]:
     for part in state.partitions:
         keys = (part.names.c, part.names.tv, part.names.w)
         try:
+            if part.word is None:
+                yield from connect(state, part)
             note_word(part, (yield from invoke(TAG, part.index, keys, part.publish, _TAGS_KEPT, tag.hex())))
         except BackendUnavailable as error:
             errors.append(error)

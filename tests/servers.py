@@ -167,13 +167,26 @@ class Cluster:
         return dict(lines).get(name) == value
 
     def owner(self, slot: int) -> int:
-        """Return which of the servers has a slot now, by asking one that runs."""
+        """Return which of the servers has a slot now, as the first that runs says."""
         for server, client in zip(self.servers, self.clients, strict=True):
             if server.process.poll() is None:
                 for first, last, (_, port, *_), *_ in raw_slots(client):
                     if first <= slot <= last:
                         return [server.port for server in self.servers].index(port)
         raise AssertionError(f"nobody has slot {slot}")
+
+    def taken_over(self, server: Server) -> bool:
+        """Return whether the others say that *server* has no slots any more, and all slots are served."""
+        others = [
+            client
+            for one, client in zip(self.servers, self.clients, strict=True)
+            if one is not server and one.process.poll() is None
+        ]
+        return all(
+            self._says(client, "cluster_state", "ok")
+            and all(port != server.port for _, _, (_, port, *_), *_ in raw_slots(client))
+            for client in others
+        )
 
     def move(self, slot: int, to: int | None = None) -> None:
         """Move a slot to another master, key by key, as redis-cli --cluster reshard does."""

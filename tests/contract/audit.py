@@ -44,9 +44,11 @@ def units(length: int) -> int:
 class Auditor:
     """Audits one namespace of one partition."""
 
-    def __init__(self, client: redis.Redis, namespace: str) -> None:
+    def __init__(
+        self, client: redis.Redis | redis.RedisCluster, namespace: str, tag: int | None = None
+    ) -> None:
         self.client = client
-        self.names = Names(namespace, partition_tags(namespace, 1)[0])
+        self.names = Names(namespace, partition_tags(namespace, 1)[0] if tag is None else tag)
         self._script: Any = client.register_script(_SCRIPT)
 
     def books(self) -> Books:

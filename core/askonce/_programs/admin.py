@@ -7,10 +7,10 @@ from typing import Final
 
 from .._effects import Program, ask, detach, invoke
 from ..entry import LONGEST_HEAD, UNIT, parse
-from ..errors import BackendUnavailable
+from ..errors import BackendUnavailable, Disagreement
 from ..scripts import BUMP, FORGET, TAG, Arg
 from ..stats import EntryInfo, Stats, Usage, from_counters
-from .find import connect, failed, is_tag_invalidated
+from .find import agree, connect, failed, is_tag_invalidated
 from .state import Ask, Partition, State, Word, by_partition, chunks, parse_word
 from .write import check_books, note_word, trim
 
@@ -193,6 +193,8 @@ def usage(state: State) -> Program[Usage]:
     entries = units = 0
     known = True
     try:
+        if not state.agreed:
+            yield from agree(state)  # trimming by other bounds than the namespace has would evict
         for part in state.partitions:
             counted = yield from _usage(state, part)
             entries, units = entries + counted[0], units + counted[1]
@@ -265,6 +267,9 @@ def flush(state: State) -> Program[Stats]:
     """Add this process's counters to the fleet's; return the sum, of what can be read if some of Redis is away."""
     totals: dict[str, int] = {}
     errors: list[BackendUnavailable] = []
+    if state.disagreement:
+        failed(state, Disagreement(state.disagreement))
+        return from_counters(state.counters.peek(), fleet=False)
     for part in state.partitions:
         pending = state.counters.take()
         added = [("HINCRBY", part.names.s, name, count) for name, count in pending.items()]

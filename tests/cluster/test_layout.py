@@ -1,0 +1,3 @@
+"""The contract on a cluster."""
+
+from tests.contract.test_layout import *  # noqa: F403

@@ -10,10 +10,22 @@ import traceback
 import pytest
 import redis
 import redis.asyncio
+import redis.asyncio.cluster
+import redis.asyncio.sentinel
+import redis.cluster
+import redis.sentinel
 
 from askonce import AsyncCache, Cache, ConfigurationError, MissingExtra
 from askonce._wire import embedded
-from askonce._wire.endpoint import Endpoint, from_client, from_environment, from_url, redacted
+from askonce._wire.endpoint import (
+    Cluster,
+    Endpoint,
+    Sentinels,
+    from_client,
+    from_environment,
+    from_url,
+    redacted,
+)
 
 SECRET = "s3cr3t"
 
@@ -101,6 +113,15 @@ LEAKS = {
     "unix query": f"unix://user@/run/redis.sock?db=0&password={SECRET}",
     "wrong scheme": f"http://user:{SECRET}@h",
     "cluster": f"redis+cluster://:{SECRET}@h",
+    "cluster's slash": f"redis+cluster://u:{SECRET}/part@h:1,i:2",
+    "cluster's hash": f"redis+cluster://u:{SECRET}#part@h:1,i:2",
+    "cluster's comma": f"redis+cluster://u:{SECRET},part@h:1,i:2",
+    "cluster's at sign": f"redis+cluster://u:{SECRET}@part@h:1,i:2",
+    "cluster's query": f"redis+cluster://h:1,i:2?password={SECRET}",
+    "sentinel": f"redis+sentinel://u:{SECRET}@h:1,i:2/m/0",
+    "sentinel's own": f"redis+sentinel://h:1,i:2/m/0?sentinel_password={SECRET}",
+    "sentinel's slash": f"redis+sentinel://u:{SECRET}/part@h:1/m/0",
+    "sentinel without service": f"redis+sentinel://u:{SECRET}@h:1,i:2",
     "no scheme": f"user:{SECRET}@h:6379",
     "no slashes": f"redis:user:{SECRET}@h:6379",
     "one slash": f"redis:/user:{SECRET}@h:6379",
@@ -221,6 +242,126 @@ def test_clients(client, kind, options, label):
     assert options.items() <= endpoint.options.items()
     assert endpoint.label == label
     assert not {"retry", "socket_timeout", "decode_responses", "max_connections"} & endpoint.options.keys()
+
+
+# --- several servers ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "seeds", "kind", "options"),
+    [
+        ("redis+cluster://h", [("h", 6379)], redis.Connection, {}),
+        ("redis+cluster://h:7000,i:7001/", [("h", 7000), ("i", 7001)], redis.Connection, {}),
+        ("redis+cluster://u:p%40ss@h:1,[::1]:2/0", [("h", 1), ("::1", 2)], redis.Connection,
+         {"username": "u", "password": "p@ss"}),
+        ("rediss+cluster://:pw@h?ssl_ca_certs=ca.pem&socket_timeout=9", [("h", 6379)], redis.SSLConnection,
+         {"password": "pw", "ssl_ca_certs": "ca.pem"}),
+    ],
+)  # fmt: skip
+def test_urls_of_clusters(url, seeds, kind, options):
+    """Several addresses, one way to connect to all of them."""
+    place = from_url(url)
+
+    assert isinstance(place, Cluster)
+    assert list(place.seeds) == seeds
+    at = place.node.at("there", 7)
+    assert (at.connection_class, at.label) == (
+        kind,
+        f"{'rediss' if kind is redis.SSLConnection else 'redis'}://there:7",
+    )
+    assert dict(at.options) == {**options, "host": "there", "port": 7}
+    assert place.label == redacted(url)
+
+
+def test_urls_of_sentinels():
+    """Credentials and database are the master's; Sentinels have their own, and TLS in common with it."""
+    place = from_url(
+        "rediss+sentinel://u:pw@h,i:5/my%20master/3?ssl_ca_certs=c&sentinel_username=s&sentinel_password=t%26"
+    )
+
+    assert isinstance(place, Sentinels)
+    assert place.service == "my master"
+    at = place.node.at("there", 7)
+    assert at.connection_class is redis.SSLConnection
+    assert dict(at.options) == {
+        "host": "there", "port": 7, "username": "u", "password": "pw", "db": 3, "ssl_ca_certs": "c",
+    }  # fmt: skip
+    assert [dict(seed.options) for seed in place.seeds] == [
+        {"host": host, "port": port, "username": "s", "password": "t&", "ssl_ca_certs": "c"}
+        for host, port in (("h", 26379), ("i", 5))
+    ]
+    assert dict(from_url("redis+sentinel://h/m").node.at("x", 1).options) == {"host": "x", "port": 1, "db": 0}
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis+cluster://", "redis+cluster://h,", "redis+cluster://h:port", "redis+cluster://h/1", "redis+cluster://h?db=2",
+     "redis+cluster://h/0/1", "redis+sentinel://h", "redis+sentinel://h/", "redis+sentinel://h/m/x",
+     "redis+sentinel:///m", "redis+sentinel://h i/m", "unix+cluster://h", "redis+cluster:h"],
+)  # fmt: skip
+def test_urls_of_several_servers_that_cannot_be_read(url):
+    """What was given, as far as it may be shown, and what is allowed."""
+    with pytest.raises(ConfigurationError, match=r"^url '"):
+        from_url(url)
+
+
+def test_several_servers_are_shown_without_credentials():
+    """Where they are can be read."""
+    assert redacted("redis+cluster://u:pw@h:1,i:2/0?x=1#y") == "redis+cluster://h:1,i:2/0"
+    assert redacted("rediss+sentinel://u:pw@h,i:2/m/0") == "rediss+sentinel://h,i:2/m/0"
+    assert redacted("redis+cluster://u:1234#5@h:1") == "redis+cluster://(unreadable)"
+    assert redacted("redis://u:1234#5@h:1") == "redis://(unreadable)"
+
+
+def test_clients_of_clusters():
+    """Addresses, credentials and TLS are the client's; its own hook on connecting stays its own."""
+    nodes = [redis.asyncio.cluster.ClusterNode("h", 1), redis.asyncio.cluster.ClusterNode("i", 2)]
+    plain = redis.asyncio.RedisCluster(
+        startup_nodes=nodes,
+        username="u",
+        password=SECRET,
+        load_balancing_strategy=redis.cluster.LoadBalancingStrategy.ROUND_ROBIN,
+        address_remap=lambda at: at,
+    )
+    place = from_client(plain)
+
+    assert isinstance(place, Cluster)
+    assert set(place.seeds) == {("h", 1), ("i", 2)}
+    assert place.remap(("h", 1)) == ("h", 1)
+    options = {"host": "h", "port": 1, "username": "u", "password": SECRET}
+    assert {
+        name: value for name, value in place.node.at("h", 1).options.items() if name != "socket_keepalive"
+    } == options
+    cache = Cache(client=plain)
+    assert SECRET not in repr(cache)
+    assert len(cache._namespace.state.partitions) == 16
+    secure = from_client(redis.asyncio.RedisCluster(host="h", port=1, ssl=True, ssl_ca_certs="ca"))
+    assert secure.node.connection_class is redis.SSLConnection
+    assert secure.node.options["ssl_ca_certs"] == "ca"
+
+
+@pytest.mark.parametrize("module", [redis.sentinel, redis.asyncio.sentinel], ids=["sync", "asyncio"])
+@pytest.mark.parametrize("ssl", [False, True])
+def test_clients_made_by_sentinel(module, ssl):
+    """Who asks whom for which master, with whose credentials."""
+    sentinel = module.Sentinel(
+        [("h", 1), ("i", 2)], sentinel_kwargs={"password": "theirs"}, username="u", password=SECRET, ssl=ssl
+    )
+    place = from_client(sentinel.master_for("m", db=3))
+
+    assert isinstance(place, Sentinels)
+    assert place.service == "m"
+    kind = redis.SSLConnection if ssl else redis.Connection
+    at = place.node.at("there", 7)
+    assert at.connection_class is kind
+    assert {"host": "there", "port": 7, "username": "u", "password": SECRET, "db": 3}.items() <= dict(
+        at.options
+    ).items()
+    assert [(seed.options["host"], seed.options["port"]) for seed in place.seeds] == [("h", 1), ("i", 2)]
+    assert {seed.options["password"] for seed in place.seeds} == {"theirs"}
+    assert SECRET not in repr(Cache(client=sentinel.master_for("m")))
+    with pytest.raises(ConfigurationError, match=r"give sentinel\.master_for"):
+        from_client(sentinel.slave_for("m"))
 
 
 @pytest.mark.parametrize(

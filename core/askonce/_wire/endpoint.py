@@ -257,7 +257,8 @@ def _of_sentinels(
 
 
 def _set(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
+    # An object of no type of its own is redis-py's mark of what was not given.
+    return {name: value for name, value in options.items() if value is not None and type(value) is not object}
 
 
 def _of_server(client: object) -> Endpoint:

@@ -81,7 +81,7 @@ class Server:
             try:
                 with socket.create_connection(("127.0.0.1", self.port), 0.2) as probe:
                     probe.sendall(b"PING\r\n")
-                    if probe.recv(64)[:5] == b"+PONG":
+                    if probe.recv(64)[:5] in {b"+PONG", b"-NOAU"}:
                         return
             except OSError:
                 pass
@@ -112,6 +112,26 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Sentinel(Server):
+    """One running Sentinel, which has to be told what to watch; a context manager."""
+
+    def __init__(self, command: list[str], *settings: str, name: str = "valkey") -> None:
+        self.name = name
+        self.port = free_port()
+        self.folder = Path(tempfile.mkdtemp(prefix="askonce-test-"))
+        file = self.folder / "sentinel.conf"  # which it rewrites
+        lines = (
+            f"port {self.port}",
+            "bind 127.0.0.1",
+            f"dir {self.folder}",
+            f"logfile {self.folder / 'log'}",
+            *settings,
+        )
+        file.write_text("\n".join(lines) + "\n")
+        self._command = [*command, str(file), "--sentinel"]
+        self.start()
 
 
 class Cluster:

@@ -56,9 +56,17 @@ def free_port() -> int:
 class Server:
     """One running server; a context manager."""
 
-    def __init__(self, command: list[str], *options: str, name: str = "valkey") -> None:
+    def __init__(
+        self, command: list[str], *options: str, name: str = "valkey", tls: Path | None = None
+    ) -> None:
         self.name = name
         self.port = free_port()
+        self.tls_port = 0
+        if tls is not None:  # a folder with a key and a certificate
+            self.tls_port = free_port()
+            files = ("--tls-cert-file", str(tls / "cert"), "--tls-key-file", str(tls / "key"))
+            options = ("--tls-port", str(self.tls_port), *files, "--tls-ca-cert-file", str(tls / "cert"),
+                       "--tls-auth-clients", "no", *options)  # fmt: skip
         self.folder = Path(tempfile.mkdtemp(prefix="askonce-test-"))
         self.socket = self.folder / "redis.sock"
         self._command = [
@@ -138,14 +146,29 @@ class Cluster:
     """A Redis Cluster of three masters, each with a replica, on loopback; a context manager."""
 
     def __init__(
-        self, command: list[str], *options: str, node_timeout: float = 1.5, name: str = "valkey"
+        self,
+        command: list[str],
+        *options: str,
+        node_timeout: float = 1.5,
+        name: str = "valkey",
+        tls: Path | None = None,
     ) -> None:
-        settings = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(round(node_timeout * 1000)))
+        self._tls = tls
+        encrypted = ("--tls-cluster", "yes", "--tls-replication", "yes") if tls is not None else ()
+        settings = (
+            *encrypted,
+            "--cluster-enabled",
+            "yes",
+            "--cluster-node-timeout",
+            str(round(node_timeout * 1000)),
+        )
         self.name = name
         self.servers: list[Server] = []
         with ExitStack() as stack:
             for _ in range(6):
-                one = Server(command, *settings, "--repl-diskless-sync-delay", "0", *options, name=name)
+                one = Server(
+                    command, *settings, "--repl-diskless-sync-delay", "0", *options, name=name, tls=tls
+                )
                 self.servers.append(stack.enter_context(one))
             self.clients = [stack.enter_context(redis.Redis(port=server.port)) for server in self.servers]
             self._form()
@@ -154,6 +177,9 @@ class Cluster:
     @property
     def url(self) -> str:
         """The cluster's URL, with every node in it."""
+        if self._tls is not None:
+            hosts = ",".join(f"127.0.0.1:{server.tls_port}" for server in self.servers)
+            return f"rediss+cluster://{hosts}?ssl_ca_certs={self._tls / 'cert'}"
         return "redis+cluster://" + ",".join(f"127.0.0.1:{server.port}" for server in self.servers)
 
     def _form(self) -> None:
@@ -163,7 +189,7 @@ class Cluster:
             client.execute_command("CLUSTER ADDSLOTS", *range(number * 16384 // 3, (number + 1) * 16384 // 3))
             client.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
         for server in self.servers[1:]:
-            masters[0].execute_command("CLUSTER MEET", "127.0.0.1", server.port)
+            masters[0].execute_command("CLUSTER MEET", "127.0.0.1", server.tls_port or server.port)
         _until(lambda: all(self._says(client, "cluster_known_nodes", "6") for client in self.clients))
         for master, replica in zip(masters, replicas, strict=True):
             _until(lambda master=master, replica=replica: _follow(replica, master))

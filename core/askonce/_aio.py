@@ -25,6 +25,7 @@ from ._effects import (
     Encode,
     Fetch,
     Fetched,
+    FetchMany,
     Invoke,
     InvokeMany,
     Join,
@@ -551,6 +552,8 @@ class AsyncCache(View):
         match effect:
             case Fetch(partition, members):
                 return await self._read(self._namespace.state.partitions[partition], members)
+            case FetchMany(fetches):
+                return await self._fetch_many(fetches)
             case Invoke():
                 return await self._invoke(effect)
             case InvokeMany():
@@ -616,6 +619,24 @@ class AsyncCache(View):
         else:
             replies = await self._exchange(part.index, namespace.pack_fetch(part, members, now), 2)
         return namespace.fetched(part, members, now, mark, replies)
+
+    async def _fetch_many(self, fetches: Sequence[Fetch]) -> list[Fetched | BackendUnavailable]:
+        namespace = self._namespace
+        answers = namespace.near_copies(fetches)
+        groups = namespace.by_server([one for one in fetches if one not in answers])
+        for found in await asyncio.gather(*map(self._fetch_together, groups)):
+            answers.update(found)
+        return [answers[one] for one in fetches]
+
+    async def _fetch_together(self, fetches: Sequence[Fetch]) -> dict[Fetch, Fetched | BackendUnavailable]:
+        namespace, index = self._namespace, fetches[0].partition
+        now, marks = namespace.clock.now(), namespace.marks(fetches)
+        try:
+            replies = await self._exchange(index, namespace.pack_fetches(fetches, now), 2 * len(fetches))
+        except BackendUnavailable as error:
+            namespace.failed(index, error)
+            return dict.fromkeys(fetches, error)
+        return namespace.fetched_many(fetches, now, marks, replies)
 
     async def _invoke(self, effect: Invoke[T]) -> T:
         packed = pack_script(effect.script, effect.keys, effect.args)

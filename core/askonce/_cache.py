@@ -25,6 +25,7 @@ from ._effects import (
     Encode,
     Fetch,
     Fetched,
+    FetchMany,
     Invoke,
     InvokeMany,
     Join,
@@ -478,6 +479,8 @@ class Cache(View):
         match effect:
             case Fetch(partition, members):
                 return self._read(self._namespace.state.partitions[partition], members)
+            case FetchMany(fetches):
+                return self._fetch_many(fetches)
             case Invoke():
                 return self._invoke(effect)
             case InvokeMany():
@@ -540,6 +543,23 @@ class Cache(View):
         now, mark = namespace.clock.now(), namespace.mark(part)
         replies = self._exchange(part.index, namespace.pack_fetch(part, members, now), 2)
         return namespace.fetched(part, members, now, mark, replies)
+
+    def _fetch_many(self, fetches: Sequence[Fetch]) -> list[Fetched | BackendUnavailable]:
+        namespace = self._namespace
+        answers = namespace.near_copies(fetches)
+        for group in namespace.by_server([one for one in fetches if one not in answers]):
+            answers.update(self._fetch_together(group))
+        return [answers[one] for one in fetches]
+
+    def _fetch_together(self, fetches: Sequence[Fetch]) -> dict[Fetch, Fetched | BackendUnavailable]:
+        namespace, index = self._namespace, fetches[0].partition
+        now, marks = namespace.clock.now(), namespace.marks(fetches)
+        try:
+            replies = self._exchange(index, namespace.pack_fetches(fetches, now), 2 * len(fetches))
+        except BackendUnavailable as error:
+            namespace.failed(index, error)
+            return dict.fromkeys(fetches, error)
+        return namespace.fetched_many(fetches, now, marks, replies)
 
     def _invoke(self, effect: Invoke[T]) -> T:
         packed = pack_script(effect.script, effect.keys, effect.args)

@@ -70,6 +70,13 @@ class Fetch:
 
 
 @dataclass(frozen=True, slots=True)
+class FetchMany:
+    """Do several ``Fetch`` at the same time, one trip a server; an error is an answer, not thrown."""
+
+    fetches: tuple[Fetch, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Invoke(Generic[R]):
     """Run a script."""
 
@@ -181,6 +188,7 @@ class Tell:
 
 Effect: TypeAlias = (
     Fetch
+    | FetchMany
     | Invoke[Any]
     | InvokeMany[Any]
     | Ask
@@ -200,6 +208,17 @@ def fetch(partition: int, members: tuple[bytes, ...]) -> Program[Fetched]:
     """Return the control word and the entries of *members*."""
     answer: Fetched = yield Fetch(partition, members)
     return answer
+
+
+def fetch_many(fetches: Sequence[Fetch]) -> Program[list[Fetched | BackendUnavailable]]:
+    """Return what each of them finds, or the error."""
+    if len(fetches) == 1:
+        try:
+            return [(yield from fetch(fetches[0].partition, fetches[0].members))]
+        except BackendUnavailable as error:
+            return [error]
+    answers: list[Fetched | BackendUnavailable] = yield FetchMany(tuple(fetches))
+    return answers
 
 
 def invoke(script: Script[R], partition: int, keys: tuple[bytes, ...], *args: Arg) -> Program[R]:

@@ -25,13 +25,14 @@ from redis.exceptions import ResponseError
 from ._background import Background
 from ._call import Call, leading
 from ._clock import Clock
-from ._effects import Fetched, Listen, Renewal
+from ._effects import Fetch, Fetched, Listen, Renewal
 from ._flights import Flights
 from ._programs import END_MARK, META, NOTHING_UNSENT, Ask, Held, Partition, State, Unsent, publish_call
 from ._settings import Settings
 from ._wire.commands import answer, checked, is_unknown_script, pack, pack_load, pack_script
 from ._wire.endpoint import Endpoint
 from ._wire.listener import LISTENERS, Listener, Registration
+from ._wire.node import Node
 from ._wire.publisher import Publisher
 from ._wire.renewals import Renewals
 from ._wire.topology import Topology
@@ -245,6 +246,43 @@ class Namespace:
             if changed in (0, 1) and bool(changed) is not there:
                 part.suspect(members[0])
         return Fetched(word, entries, int(now))
+
+    # The same for several partitions at a time:
+
+    def near_copies(self, fetches: Sequence[Fetch]) -> dict[Fetch, Fetched | BackendUnavailable]:
+        """Return what near copies can answer alone."""
+        found = {one: self.near(self.state.partitions[one.partition], one.members) for one in fetches}
+        return {one: fetched for one, fetched in found.items() if fetched is not None}
+
+    def by_server(self, fetches: Sequence[Fetch]) -> list[list[Fetch]]:
+        """Return what one server can be asked for together."""
+        groups: dict[Node | None, list[Fetch]] = {}
+        for one in fetches:
+            groups.setdefault(self.nodes[one.partition], []).append(one)
+        return list(groups.values())
+
+    def marks(self, fetches: Sequence[Fetch]) -> list[int]:
+        """Return the ``mark`` of each."""
+        return [self.mark(self.state.partitions[one.partition]) for one in fetches]
+
+    def pack_fetches(self, fetches: Sequence[Fetch], now: float) -> bytes:
+        """Return one write for all."""
+        parts = self.state.partitions
+        return b"".join(self.pack_fetch(parts[one.partition], one.members, now) for one in fetches)
+
+    def fetched_many(
+        self, fetches: Sequence[Fetch], now: float, marks: Sequence[int], replies: Sequence[Any]
+    ) -> dict[Fetch, Fetched | BackendUnavailable]:
+        """Return the answer, or the error, of each."""
+        answers: dict[Fetch, Fetched | BackendUnavailable] = {}
+        for number, (one, mark) in enumerate(zip(fetches, marks, strict=True)):
+            part, mine = self.state.partitions[one.partition], replies[2 * number : 2 * number + 2]
+            try:
+                answers[one] = self.fetched(part, one.members, now, mark, mine)
+            except BackendUnavailable as error:
+                self.failed(one.partition, error)
+                answers[one] = error
+        return answers
 
     def plain_hit(
         self, part: Partition, fetched: Fetched, prefix: bytes, policy: Policy, call: Call

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from askonce import BackendUnavailable, ConfigurationError, NotCached, Policy, Refused, Source
-from askonce._effects import Compute, Detach, Encode, Fetch, Invoke, InvokeMany, Join, Listen
+from askonce._effects import Compute, Detach, Encode, Fetch, FetchMany, Invoke, InvokeMany, Join, Listen
 from askonce._programs import get_many, get_or_compute, get_or_compute_many
 from askonce.keys import Fingerprints
 from askonce.scripts import CONTROL, FENCED_OFF, LEASE, RELEASE, REPLACED, STORE, TRIM
@@ -116,21 +116,74 @@ def test_a_round_trip_is_bounded(state):
     assert values(program.result) == [1] * 128 + [2] * 128 + [3] * 44
 
 
-def test_each_partition_is_read_once():
+def over(state, count):
+    """Return requests for the first *count* digests, dealt out to the partitions in turn."""
+    parts = state.partitions
+    return [
+        make_ask(state, digest, partition=parts[number % len(parts)], index=number, token=b"t%d" % number)
+        for number, digest in enumerate(digests(count))
+    ]
+
+
+def test_partitions_are_read_at_the_same_time():
     """Requests are grouped by partition, and come back in the order asked."""
     state = make_state(2)
-    wanted = [
-        make_ask(state, digest, partition=state.partitions[number % 2], index=number)
-        for number, digest in enumerate(digests(4))
-    ]
     of = digests(4)
+    both = FetchMany((Fetch(0, (b"7:" + of[0], b"7:" + of[2])), Fetch(1, (b"7:" + of[1], b"7:" + of[3]))))
     served = play(
-        get_many(state, wanted),
-        (Fetch(0, (b"7:" + of[0], b"7:" + of[2])), fetched(entry(0), entry(2))),
-        (Fetch(1, (b"7:" + of[1], b"7:" + of[3])), fetched(entry(1), None)),
+        get_many(state, over(state, 4)), (both, [fetched(entry(0), entry(2)), fetched(entry(1), None)])
     )
 
     assert values(served) == [0, 1, 2, None]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [(FetchMany, [AWAY, fetched(entry(1), None)])],
+        [(CONTROL, AWAY), (Fetch(1, (b"7:" + digests(4)[1], b"7:" + digests(4)[3])), fetched(entry(1), None))],
+    ],
+    ids=["fetch", "connect"],
+)
+def test_a_partition_that_is_away_takes_no_other_with_it(lines):
+    """The others are served as ever; a strict cache raises."""
+    state = make_state(2)
+    if len(lines) == 2:
+        state.partitions[0].word = None
+    assert values(play(get_many(state, over(state, 4)), *lines)) == [None, 1, None, None]
+    assert counts(state) == {"hits": 1, "misses": 3, "backend_errors": 1}
+
+
+def test_what_a_partition_that_is_away_misses_is_computed_without_it():
+    """Together with what is missing elsewhere, in one call; leases are asked for, and answers kept, where they can be."""
+    state = make_state(2)
+    served = play(
+        get_or_compute_many(state, over(state, 4)),
+        (FetchMany, [AWAY, fetched(entry(1), None)]),
+        leases(granted(50)),
+        (Compute, lambda effect: computed(*effect.indices)),
+        stores(stored()),
+    )
+
+    assert values(served) == [0, 1, 2, 3]
+    assert sources(served) == [Source.BYPASSED, Source.HIT, Source.BYPASSED, Source.COMPUTED]
+    assert counts(state)["bypassed:backend"] == 2
+
+
+def test_a_partition_that_refuses_leases_takes_no_other_with_it():
+    """What it would have to lease is computed unshared; the rest is leased and stored."""
+    state = make_state(2)
+    served = play(
+        get_or_compute_many(state, over(state, 2)),
+        (FetchMany, [fetched(None), fetched(None)]),
+        (LEASE, AWAY),
+        leases(granted(50)),
+        (Compute, lambda effect: computed(*effect.indices)),
+        stores(stored()),
+    )
+
+    assert values(served) == [0, 1]
+    assert sources(served) == [Source.BYPASSED, Source.COMPUTED]
 
 
 def test_a_moved_generation_is_read_again(state):

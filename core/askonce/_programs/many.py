@@ -6,7 +6,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from .._effects import Computed, Encoded, Program, compute_many, detach, fetch, invoke_many
+from .._effects import (
+    Computed,
+    Encoded,
+    Fetch,
+    Fetched,
+    Program,
+    compute_many,
+    detach,
+    fetch_many,
+    invoke_many,
+)
 from .._flights import Flight, Landed
 from ..errors import BackendUnavailable, LeaderFailed, NotCached
 from ..policy import Freshness
@@ -14,7 +24,7 @@ from ..scripts import FOUND, GRANTED, LEASE, MOVED, REPLACED, STORE, STORED, Lea
 from ..served import AnyServed, Served, Source
 from .compute import error_type, lead, pause_ms, share
 from .find import Found, connect, failed, find, judge, keep_step, serve, use
-from .state import Ask, Partition, State, by_partition, chunks, parse_word
+from .state import Ask, Partition, State, Word, by_partition, chunks, parse_word
 from .write import (
     PEEK,
     Grant,
@@ -31,7 +41,7 @@ from .write import (
 
 
 def get_many(state: State, asks: Sequence[Ask]) -> Program[list[AnyServed | None]]:
-    """Serve each request, or None; one round trip a partition."""
+    """Serve each request, or None; one round trip for 128 of them."""
     founds, _ = yield from _find_many(state, asks)
     served = [serve(state, founds.get(wanted.digest)) for wanted in asks]
     for wanted, outcome in zip(asks, served, strict=True):
@@ -44,29 +54,45 @@ def _find_many(state: State, asks: Sequence[Ask]) -> Program[tuple[dict[bytes, F
     """Return what was found, and which partitions are away."""
     founds: dict[bytes, Found] = {}
     away: set[int] = set()
-    for part, group in by_partition(asks):
-        try:
-            yield from _find_group(state, part, group, founds)
-        except BackendUnavailable as error:
-            failed(state, error)
-            away.add(part.index)
+    # What is of one partition stays together, so that a chunk asks as few servers as it can.
+    for chunk in chunks(sorted(asks, key=lambda wanted: wanted.partition.index)):
+        asked: list[tuple[Word, list[Ask]]] = []
+        for part, group in by_partition(chunk):
+            if part.index not in away:
+                try:
+                    asked.append((part.word or (yield from connect(state, part)), group))
+                except BackendUnavailable as error:
+                    failed(state, error)
+                    away.add(part.index)
+        fetches = [
+            Fetch(group[0].partition.index, tuple(word.prefix + wanted.digest for wanted in group))
+            for word, group in asked
+        ]
+        answers = (yield from fetch_many(fetches)) if fetches else []
+        for (word, group), answer in zip(asked, answers, strict=True):
+            try:
+                if isinstance(answer, BackendUnavailable):
+                    raise answer
+                yield from _judge_group(state, word, group, answer, founds)
+            except BackendUnavailable as error:
+                failed(state, error)
+                away.add(group[0].partition.index)
     return founds, away
 
 
-def _find_group(state: State, part: Partition, group: list[Ask], founds: dict[bytes, Found]) -> Program[None]:
-    for chunk in chunks(group):
-        word = part.word or (yield from connect(state, part))
-        fetched = yield from fetch(part.index, tuple(word.prefix + wanted.digest for wanted in chunk))
-        in_step = yield from keep_step(state, part, word, fetched.word)
-        for wanted, data in zip(chunk, fetched.entries, strict=True):
-            if not wanted.read:
-                found = None if data is None else Found(data[8:16])  # only to be replaced
-            elif in_step is not None:
-                found = yield from judge(state, wanted, in_step, data, fetched.now_ms)
-            else:
-                found = yield from find(state, wanted)
-            if found is not None:
-                founds[wanted.digest] = found
+def _judge_group(
+    state: State, word: Word, group: list[Ask], fetched: Fetched, founds: dict[bytes, Found]
+) -> Program[None]:
+    in_step = yield from keep_step(state, group[0].partition, word, fetched.word)
+    for wanted, data in zip(group, fetched.entries, strict=True):
+        if not wanted.read:
+            found = None if data is None else Found(data[8:16])  # only to be replaced
+        elif in_step is not None:
+            found = yield from judge(state, wanted, in_step, data, fetched.now_ms)
+        else:
+            found = yield from find(state, wanted)
+        if found is not None:
+            founds[wanted.digest] = found
 
 
 def get_or_compute_many(state: State, asks: Sequence[Ask]) -> Program[list[AnyServed]]:

@@ -141,7 +141,10 @@ def test_partitions_are_read_at_the_same_time():
     "lines",
     [
         [(FetchMany, [AWAY, fetched(entry(1), None)])],
-        [(CONTROL, AWAY), (Fetch(1, (b"7:" + digests(4)[1], b"7:" + digests(4)[3])), fetched(entry(1), None))],
+        [
+            (CONTROL, AWAY),
+            (Fetch(1, (b"7:" + digests(4)[1], b"7:" + digests(4)[3])), fetched(entry(1), None)),
+        ],
     ],
     ids=["fetch", "connect"],
 )

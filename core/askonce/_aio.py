@@ -558,9 +558,9 @@ class AsyncCache(View):
                 return await self._invoke(effect)
             case InvokeMany():
                 return await self._invoke_many(effect)
-            case Ask(index, commands):
+            case Ask(index, commands, leniently):
                 replies = await self._exchange(index, b"".join(map(pack, commands)), len(commands))
-                return [checked(reply) for reply in replies]
+                return replies if leniently else [checked(reply) for reply in replies]
             case Compute():
                 return await self._compute(effect, call)
             case Encode(value, cost_ms):
@@ -585,8 +585,8 @@ class AsyncCache(View):
             case Detach(program):
                 detach(self._run(program, call), Context())  # as in a thread: the caller's run may be over
                 return None
-            case Tell(reason):
-                self._namespace.disagree(reason)
+            case Tell(kind, reason):
+                self._namespace.tell(kind, reason)
                 return None
             case _:
                 assert_never(effect)

@@ -485,9 +485,9 @@ class Cache(View):
                 return self._invoke(effect)
             case InvokeMany():
                 return self._invoke_many(effect)
-            case Ask(index, commands):
+            case Ask(index, commands, leniently):
                 replies = self._exchange(index, b"".join(map(pack, commands)), len(commands))
-                return [checked(reply) for reply in replies]
+                return replies if leniently else [checked(reply) for reply in replies]
             case Compute():
                 return self._compute(effect, call)
             case Encode(value, cost_ms):
@@ -512,8 +512,8 @@ class Cache(View):
             case Detach(program):
                 self._namespace.background.submit(functools.partial(self._run, program, call))
                 return None
-            case Tell(reason):
-                self._namespace.disagree(reason)
+            case Tell(kind, reason):
+                self._namespace.tell(kind, reason)
                 return None
             case _:
                 assert_never(effect)

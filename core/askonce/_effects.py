@@ -97,10 +97,15 @@ class InvokeMany(Generic[R]):
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Send reading or counting commands to a partition in one round trip; an error is thrown."""
+    """
+    Send reading or counting commands to a partition in one round trip; an error is thrown.
+
+    *leniently*: it is an answer (a permission that is missing, and not needed).
+    """
 
     partition: int
     commands: tuple[Command, ...]
+    leniently: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +186,9 @@ class Detach:
 
 @dataclass(frozen=True, slots=True)
 class Tell:
-    """Tell the operator that the namespace is laid out otherwise than this cache was made; the answer is None."""
+    """Tell the operator something, see ``stats.Event``; the answer is None."""
 
+    kind: str
     reason: str
 
 
@@ -283,9 +289,15 @@ def sleep(waiter: Waiter, seconds: float) -> Program[float]:
     return passed
 
 
-def tell(reason: str) -> Program[None]:
-    """Tell the operator of a disagreement."""
-    yield Tell(reason)
+def ask_leniently(partition: int, *commands: Command) -> Program[list[Any]]:
+    """Return the replies to *commands*, errors among them."""
+    replies: list[Any] = yield Ask(partition, commands, leniently=True)
+    return replies
+
+
+def tell(kind: str, reason: str) -> Program[None]:
+    """Tell the operator something."""
+    yield Tell(kind, reason)
 
 
 def detach(program: Program[None]) -> Program[None]:

@@ -134,9 +134,9 @@ class Namespace:
         elif isinstance(error, Moved) and isinstance(self.place, Endpoint):
             node.breaker.failed(f"{error}: it is a node of a cluster, give redis+cluster://", for_long=True)
 
-    def disagree(self, reason: str) -> None:
-        """Tell that the namespace is laid out otherwise than this cache was made."""
-        self._tell(Event("disagreement", self.place.label, reason, 0.0))
+    def tell(self, kind: str, reason: str) -> None:
+        """Tell the operator something of the namespace."""
+        self._tell(Event(kind, self.place.label, reason, 0.0))
 
     def _learned(self, sharded: bool) -> None:
         for part in self.state.partitions:
@@ -149,6 +149,8 @@ class Namespace:
             _log.warning("%s: not asked for %.1f s: %s", event.server, event.pause, event.reason)
         elif event.kind == "disagreement":
             _log.error("%s: not used: %s", event.server, event.reason)
+        elif event.kind == "eviction":
+            _log.warning("%s: %s", event.server, event.reason)
         else:
             _log.info("%s: %s", event.server, event.reason)
         if self.settings.on_event is not None:

@@ -112,7 +112,7 @@ class Event:
     Something an operator wants to hear of, once each time: given to ``Cache(on_event=)`` and logged as ``askonce``.
 
     ``kind``: breaker-opened, breaker-closed; disagreement: the namespace is laid out otherwise than this cache was made,
-    which therefore does not use it.  ``server``: which, without credentials.  ``pause``: seconds for which nobody asks it.
+    which therefore does not use it; eviction: Redis may evict the books themselves.  ``server``: which, without credentials.  ``pause``: seconds for which nobody asks it.
     """
 
     kind: str

@@ -773,3 +773,23 @@ def test_close_waits_for_what_runs_behind(make_driver, raw):
     close(driver)
 
     assert begin_on(driver, driver.cache.lookup, "q").result(10).value == "new"
+
+
+# --- a Redis that evicts what it likes ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("policy", "told"), [("allkeys-lru", ["eviction"]), ("volatile-lru", []), ("noeviction", [])]
+)
+def test_the_operator_hears_once_of_a_policy_that_evicts_the_books(make_driver, own_server, policy, told):
+    """When the cache is first used; nobody waits for it."""
+    events = []
+    server = own_server("--maxmemory", "100mb", "--maxmemory-policy", policy)
+    driver = make_driver(at=server.url, on_event=events.append)
+    driver.store("q", "answer")
+    watched = redis.Redis.from_url(server.url)
+    until(lambda: watched.info("commandstats").get("cmdstat_info", {"calls": 0})["calls"] > 1)
+    until(lambda: [event.kind for event in events] == told)
+    driver.lookup("q")
+    driver.clear()
+    assert [event.kind for event in events] == told

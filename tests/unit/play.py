@@ -196,7 +196,8 @@ def make_state(partitions: int = 1, *, word: bytes | None = WORD, **words: Any) 
         max_entries=words.pop("max_entries", 100),
         max_units=words.pop("max_units", 10_000),
         meta=b"ao:{ns}:meta",
-        agreed=words.pop("agreed", True),
+        agreed=(agreed := words.pop("agreed", True)),
+        looked=agreed,
         **words,
     )
     for part in state.partitions:

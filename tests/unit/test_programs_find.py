@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from redis.exceptions import ResponseError
 
 from askonce import BackendUnavailable, Hot, Policy, Served, Source
 from askonce._effects import Ask as AskRedis
 from askonce._effects import Decode, Detach, Fetch, Tell
 from askonce._programs import META, lookup
+from askonce._programs.find import warn_of_eviction
 from askonce._programs.state import parse_word
 from askonce.entry import HEADER, Corrupt
 from askonce.errors import Disagreement, OutOfMemory, Unfit
@@ -364,7 +366,7 @@ def fix(*names: str):
 def test_the_layout_is_read_once():
     """On the first connecting of a process, whatever the number of partitions; every later call costs nothing."""
     state = make_state(word=None, agreed=False)
-    look(state, AGREED, *FIRST)
+    look(state, AGREED, (Detach, None), *FIRST)
 
     assert state.agreed
     state.partitions[0].word = None
@@ -379,7 +381,8 @@ def test_a_namespace_without_a_layout_is_given_ours(there, missing):
     """The first process fixes it: what stands there afterwards holds, for another one may have been faster."""
     state = make_state(word=None, agreed=False)
     written = [1] * len(missing)
-    assert look(state, (META_READ, [there]), (fix(*missing), [*written, LAYOUT]), *FIRST).source is Source.HIT
+    lines = [(META_READ, [there]), (fix(*missing), [*written, LAYOUT]), (Detach, None), *FIRST]
+    assert look(state, *lines).source is Source.HIT
     assert state.agreed
 
 
@@ -420,6 +423,39 @@ def test_an_unknown_layout_is_not_guessed():
     assert look(state, (META_READ, AWAY)) is None
     assert look(state, (META_READ, [[]]), (AskRedis, AWAY)) is None
     assert counts(state) == {"misses": 2, "backend_errors": 2}
+
+
+INFO = AskRedis(0, (("INFO", "memory"),), leniently=True)
+MEMORY = b"# Memory\r\nmaxmemory:%b\r\nmaxmemory_human:0B\r\nmaxmemory_policy:%b\r\n"
+
+
+@pytest.mark.parametrize(
+    ("info", "warns"),
+    [
+        (MEMORY % (b"3000000", b"allkeys-lru"), True),
+        (MEMORY % (b"3000000", b"allkeys-random"), True),
+        (MEMORY % (b"3000000", b"volatile-lru"), False),
+        (MEMORY % (b"3000000", b"noeviction"), False),
+        (MEMORY % (b"0", b"allkeys-lru"), False),
+        (ResponseError("NOPERM this user has no permissions to run the 'info' command"), False),
+        (None, False),
+    ],
+)
+def test_a_redis_that_may_evict_the_books_is_told_of(info, warns):
+    """Once, by the name of its policy; not if nothing is ever evicted, nor if INFO is not permitted."""
+    told = []
+    lines = [(Tell, lambda effect: told.append((effect.kind, effect.reason)))] if warns else []
+    play(warn_of_eviction(make_state()), (INFO, [info]), *lines)
+    assert [(kind, "maxmemory-policy allkeys-" in reason) for kind, reason in told] == [
+        ("eviction", True)
+    ] * warns
+
+
+def test_redis_away_says_nothing_of_its_policy():
+    """And is no error of a call."""
+    state = make_state()
+    play(warn_of_eviction(state), (INFO, AWAY))
+    assert counts(state) == {}
 
 
 # --- Redis away ---------------------------------------------------------------------------------------------------

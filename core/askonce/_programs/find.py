@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
-from .._effects import Fetched, Program, ask, decode, detach, fetch, invoke, tell
+from .._effects import Fetched, Program, ask, ask_leniently, decode, detach, fetch, invoke, tell
 from .._flights import Landed
 from ..entry import TAGGED, Corrupt, Entry, Unusable, cost_ms, is_grave, parse
 from ..errors import BackendUnavailable, Disagreement, OutOfMemory, Unfit
@@ -13,6 +14,8 @@ from ..policy import Freshness
 from ..scripts import BUMP, CONTROL, SLIDE
 from ..served import AnyServed, Served, Source
 from .state import META, Ask, Partition, State, Word, parse_word
+
+_EVICTS_ANY = re.compile(rb"\nmaxmemory_policy:(allkeys-[a-z]+)\r")
 
 #: A control word that moves at every turn means a storm of bumps: then this call does without.
 _MOST_TURNS = 4
@@ -143,9 +146,30 @@ def agree(state: State) -> Program[None]:
             f"{state.meta.decode()} says {there}, this cache has {here}: make it like the others, or in a namespace "
             "of its own"
         )
-        yield from tell(state.disagreement)
+        yield from tell("disagreement", state.disagreement)
         raise Disagreement(state.disagreement)
     state.agreed = len(fixed) >= len(state.layout)
+    if state.agreed and not state.looked:
+        state.looked = True
+        yield from detach(warn_of_eviction(state))
+
+
+def warn_of_eviction(state: State) -> Program[None]:
+    """Tell the operator if a server evicts any key it likes: the books too (redis.io, "Key eviction")."""
+    for part in state.partitions:
+        try:
+            (info,) = yield from ask_leniently(part.index, ("INFO", "memory"))
+        except BackendUnavailable:
+            return
+        policy = _EVICTS_ANY.search(info) if isinstance(info, bytes) else None  # INFO may not be permitted
+        if policy and b"\nmaxmemory:0\r" not in info:
+            name = policy[1].decode()
+            yield from tell(
+                "eviction",
+                f"maxmemory-policy {name} lets Redis evict the books by which askonce keeps its bounds: they heal, but "
+                "entries may be counted late; give askonce a server with noeviction or a volatile policy",
+            )
+            return
 
 
 def _fields(reply: list[bytes]) -> dict[str, str]:

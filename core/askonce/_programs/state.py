@@ -113,6 +113,8 @@ class State:
     near: NearCache | None = None
     #: Whether the layout of this process was found to be the namespace's.
     agreed: bool = False
+    #: Whether it was looked at how Redis evicts.
+    looked: bool = False
     #: What was found instead, for people.
     disagreement: str = ""
     #: Streams led elsewhere that are followed here.

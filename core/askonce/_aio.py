@@ -617,7 +617,8 @@ class AsyncCache(View):
             node = namespace.nodes[part.index] or await namespace.topology.afind(part.index)
             replies = await node.multiplexers.here().fetch(namespace.readings[part.index], members[0])
         else:
-            replies = await self._exchange(part.index, namespace.pack_fetch(part, members, now), 2)
+            packed, touched = namespace.pack_fetch(part, members, now)
+            replies = await self._exchange(part.index, packed, 2 if touched else 1)
         return namespace.fetched(part, members, now, mark, replies)
 
     async def _fetch_many(self, fetches: Sequence[Fetch]) -> list[Fetched | BackendUnavailable]:
@@ -632,11 +633,12 @@ class AsyncCache(View):
         namespace, index = self._namespace, fetches[0].partition
         now, marks = namespace.clock.now(), namespace.marks(fetches)
         try:
-            replies = await self._exchange(index, namespace.pack_fetches(fetches, now), 2 * len(fetches))
+            packed, counts = namespace.pack_fetches(fetches, now)
+            replies = await self._exchange(index, packed, sum(counts))
         except BackendUnavailable as error:
             namespace.failed(index, error)
             return dict.fromkeys(fetches, error)
-        return namespace.fetched_many(fetches, now, marks, replies)
+        return namespace.fetched_many(fetches, now, marks, counts, replies)
 
     async def _invoke(self, effect: Invoke[T]) -> T:
         packed = pack_script(effect.script, effect.keys, effect.args)

@@ -541,7 +541,8 @@ class Cache(View):
                 namespace.background.submit(functools.partial(self._run, told, Call()))
             return fetched
         now, mark = namespace.clock.now(), namespace.mark(part)
-        replies = self._exchange(part.index, namespace.pack_fetch(part, members, now), 2)
+        packed, touched = namespace.pack_fetch(part, members, now)
+        replies = self._exchange(part.index, packed, 2 if touched else 1)
         return namespace.fetched(part, members, now, mark, replies)
 
     def _fetch_many(self, fetches: Sequence[Fetch]) -> list[Fetched | BackendUnavailable]:
@@ -555,11 +556,12 @@ class Cache(View):
         namespace, index = self._namespace, fetches[0].partition
         now, marks = namespace.clock.now(), namespace.marks(fetches)
         try:
-            replies = self._exchange(index, namespace.pack_fetches(fetches, now), 2 * len(fetches))
+            packed, counts = namespace.pack_fetches(fetches, now)
+            replies = self._exchange(index, packed, sum(counts))
         except BackendUnavailable as error:
             namespace.failed(index, error)
             return dict.fromkeys(fetches, error)
-        return namespace.fetched_many(fetches, now, marks, replies)
+        return namespace.fetched_many(fetches, now, marks, counts, replies)
 
     def _invoke(self, effect: Invoke[T]) -> T:
         packed = pack_script(effect.script, effect.keys, effect.args)

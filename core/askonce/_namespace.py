@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from queue import SimpleQueue
 from typing import Any, Final, TypeVar
 
@@ -73,8 +74,8 @@ class Reading:
     def __init__(self, namespace: Namespace, partition: Partition) -> None:
         self._namespace, self._partition = namespace, partition
 
-    def pack(self, members: Sequence[bytes]) -> bytes:
-        """Return one write that reads and touches *members*."""
+    def pack(self, members: Sequence[bytes]) -> tuple[bytes, list[bytes]]:
+        """Return one write that reads *members*, and which of them it touches."""
         return self._namespace.pack_fetch(self._partition, members, self._namespace.clock.now())
 
 
@@ -218,21 +219,26 @@ class Namespace:
             return {}
         return near.take_used()
 
-    def pack_fetch(self, part: Partition, members: Sequence[bytes], now: float) -> bytes:
-        """Return one write that reads the control word and the entries, and touches them."""
+    def pack_fetch(self, part: Partition, members: Sequence[bytes], now: float) -> tuple[bytes, list[bytes]]:
+        """
+        Return one write that reads the control word and the entries, and which members it touches.
+
+        It has one reply, and another one if it touches any.
+        """
         names = part.names
-        entries = [names.e + member for member in members]
-        this_use = b"%.3f" % now
-        touched: list[bytes] = []
-        for member in members:
-            touched += (this_use, member)
-        return pack(("MGET", names.c, *entries)) + pack(("ZADD", names.l, "XX", "CH", *touched))
+        packed = pack(("MGET", names.c, *[names.e + member for member in members]))
+        due = [member for member in members if part.due(member, now)]
+        if due:
+            this_use = b"%.3f" % now
+            touches = [word for member in due for word in (this_use, member)]
+            packed += pack(("ZADD", names.l, "XX", "CH", *touches))
+        return packed, due
 
     def fetched(
         self, part: Partition, members: Sequence[bytes], now: float, mark: int, replies: Sequence[Any]
     ) -> Fetched:
         """
-        Return the two replies to ``pack_fetch`` as an answer; a touch that failed is just lost.
+        Return the replies to ``pack_fetch`` as an answer; a touch that failed is just lost.
 
         Near copies are kept of what is fresh and was not dropped since *mark*.
         """
@@ -242,12 +248,29 @@ class Namespace:
             for member, data in zip(members, entries, strict=True):
                 if data is not None and (entry := parse(data)) is not None:
                     near.keep(part.names.w, member, entry, now, mark)
-        if len(members) == 1:
-            changed, there = replies[1], entries[0] is not None and len(entries[0]) > HEADER.size  # no grave
-            # 0 for an entry that is there: it is in no book.  1 for one that is not: somebody deleted it.
-            if changed in (0, 1) and bool(changed) is not there:
-                part.suspect(members[0])
+        if len(replies) > 1 or None in entries:
+            self._compare_touches(part, members, entries, replies[1:])
         return Fetched(word, entries, int(now))
+
+    def _compare_touches(
+        self,
+        part: Partition,
+        members: Sequence[bytes],
+        entries: Sequence[bytes | None],
+        touched: Sequence[Any],
+    ) -> None:
+        """Note whose books disagree with their entries, and for whom no further use has to be told for a while."""
+        changed = touched[0] if touched else None
+        if len(members) == 1:
+            there = entries[0] is not None and len(entries[0]) > HEADER.size  # no grave
+            # 0 for an entry that is there: it is in no book.  1 for one that is not: somebody deleted it.  Not
+            # touched, and not there: it was there a moment ago.
+            if (not touched and not there) or (changed in (0, 1) and bool(changed) is not there):
+                part.suspect(members[0])
+        known = {member for member, entry in zip(members, entries, strict=True) if entry is not None}
+        part.touched.difference_update(set(members) - known)
+        if changed == len(known):
+            part.touched.update(known)
 
     # The same for several partitions at a time:
 
@@ -267,18 +290,25 @@ class Namespace:
         """Return the ``mark`` of each."""
         return [self.mark(self.state.partitions[one.partition]) for one in fetches]
 
-    def pack_fetches(self, fetches: Sequence[Fetch], now: float) -> bytes:
-        """Return one write for all."""
+    def pack_fetches(self, fetches: Sequence[Fetch], now: float) -> tuple[bytes, list[int]]:
+        """Return one write for all, and how many replies each has."""
         parts = self.state.partitions
-        return b"".join(self.pack_fetch(parts[one.partition], one.members, now) for one in fetches)
+        packed = [self.pack_fetch(parts[one.partition], one.members, now) for one in fetches]
+        return b"".join([commands for commands, _ in packed]), [2 if due else 1 for _, due in packed]
 
     def fetched_many(
-        self, fetches: Sequence[Fetch], now: float, marks: Sequence[int], replies: Sequence[Any]
+        self,
+        fetches: Sequence[Fetch],
+        now: float,
+        marks: Sequence[int],
+        counts: Sequence[int],
+        replies: Sequence[Any],
     ) -> dict[Fetch, Fetched | BackendUnavailable]:
         """Return the answer, or the error, of each."""
         answers: dict[Fetch, Fetched | BackendUnavailable] = {}
-        for number, (one, mark) in enumerate(zip(fetches, marks, strict=True)):
-            part, mine = self.state.partitions[one.partition], replies[2 * number : 2 * number + 2]
+        left = iter(replies)
+        for one, mark, count in zip(fetches, marks, counts, strict=True):
+            part, mine = self.state.partitions[one.partition], list(islice(left, count))
             try:
                 answers[one] = self.fetched(part, one.members, now, mark, mine)
             except BackendUnavailable as error:

@@ -24,6 +24,14 @@ _LARGEST_GENERATION = 0xFFFFFFFF  # four bytes of the header
 #: Members whose books look wrong are healed by the next store; more than this wait for the sample of ``heal``.
 _MOST_SUSPECTS = 256
 
+#: A use is told to Redis unless this process told it of another one of the same entry within so many milliseconds...
+TOUCH_MS: Final = 1_000.0
+#: ... or, while entries are evicted soon after their last use, within this part of the time between: the order of
+#: eviction stays that of use.
+_TOUCH_PART: Final = 1 / 16
+#: Members whose last touch is remembered; they are forgotten together.
+_MOST_TOUCHED: Final = 4_096
+
 #: Requests in one round trip: bounded, so that one deadline is enough for it.
 _AT_ONCE = 128
 
@@ -71,6 +79,10 @@ class Partition:
     tags: dict[bytes, int] = field(default_factory=dict)
     tags_until: int = 0
     tags_floor: int = 0
+    #: Members whose use Redis was told of since ``touched_ms``; it is not told again before ``touch_ms`` have passed.
+    touched: set[bytes] = field(default_factory=set)
+    touched_ms: float = 0.0
+    touch_ms: float = TOUCH_MS
     #: Uses not yet counted in Redis, towards ``Policy.hot``.
     uses: dict[bytes, int] = field(default_factory=dict)
     #: When a sample of the books was last compared with its entries.
@@ -82,6 +94,18 @@ class Partition:
         """Remember the greatest generation seen."""
         if word.generation >= self.newest:
             self.newest, self.newest_raw = word.generation, word.raw
+
+    def due(self, member: bytes, now_ms: float) -> bool:
+        """Return whether Redis is to be told that *member* is used now."""
+        if not 0 <= now_ms - self.touched_ms < self.touch_ms or len(self.touched) >= _MOST_TOUCHED:
+            self.touched, self.touched_ms = set(), now_ms
+        return member not in self.touched
+
+    def note_pressure(self, victims: list[bytes], now_ms: int) -> None:
+        """Learn from the victims that a script has named how soon after their last use entries are evicted."""
+        self.touch_ms = TOUCH_MS
+        if victims:
+            self.touch_ms = min(TOUCH_MS, max(0.0, now_ms - float(victims[1])) * _TOUCH_PART)
 
     def suspect(self, member: bytes) -> None:
         """Note a member whose books need healing."""

@@ -197,6 +197,7 @@ def settle(state: State, part: Partition, stored: Stored) -> Program[None]:
     counters.add("expired", stored.swept)
     counters.add("evicted", stored.evicted)
     part.victims = part.victims or stored.victims
+    part.note_pressure(stored.victims, stored.now_ms)
     if stored.over:
         part.over = True
         if not part.making_room:

@@ -65,14 +65,14 @@ class AsyncCache(View):
 
         Raises Uncacheable for a request that has no canonical form.
         """
-        control, call, fetched = current(), self._call(codec), None
+        control, fetched = current(), None
         digest = self._digest(request, control)
         if control is NONE:
-            served, fetched = await self._straight(digest, call)
+            served, fetched = await self._straight(digest, codec)
             if served is not None:
                 return served
         wanted = self._namespace.ask(digest, self._policy, control)
-        return await self._run(programs.lookup(self._namespace.state, wanted, fetched), call)
+        return await self._run(programs.lookup(self._namespace.state, wanted, fetched), self._call(codec))
 
     async def store(
         self,
@@ -198,14 +198,15 @@ class AsyncCache(View):
         control, fetched = current(), None
         digest = self._digest(request, control)
 
+        if control is NONE:
+            served, fetched = await self._straight(digest, codec)
+            if served is not None:
+                return served
+
         async def compute(_: Sequence[int]) -> list[T]:
             return [await awaited(fn())]
 
         call = self._call(codec, admit, compute, (digest,))
-        if control is NONE:
-            served, fetched = await self._straight(digest, call)
-            if served is not None:
-                return served
         wanted = self._namespace.ask(
             digest,
             self._policy,
@@ -344,12 +345,12 @@ class AsyncCache(View):
         """
         control, fetched, owner = current(), None, asyncio.current_task()
         digest = self._digest(request, control)
-        call = self._call(codec)
-        call.usable = usable
         if control is NONE and not refresh:
-            served, fetched = await self._straight(digest, call)
+            served, fetched = await self._straight(digest, codec, usable)
             if served is not None:
                 return served
+        call = self._call(codec)
+        call.usable = usable
         wanted = self._namespace.ask(
             digest,
             self._policy,
@@ -514,7 +515,9 @@ class AsyncCache(View):
 
     # --- the driver -------------------------------------------------------------------------------------------
 
-    async def _straight(self, digest: bytes, call: Call) -> tuple[AnyServed | None, Fetched | None]:
+    async def _straight(
+        self, digest: bytes, codec: Codec[Any] | None, usable: Callable[[Any], bool] | None = None
+    ) -> tuple[AnyServed | None, Fetched | None]:
         """Serve a plain fresh hit with no program; else return what was fetched, so that nothing is read twice."""
         namespace = self._namespace
         part = namespace.state.partition_of(digest)
@@ -524,7 +527,7 @@ class AsyncCache(View):
             fetched = await self._read(part, (word.prefix + digest,))
         except BackendUnavailable:
             return None, None  # the program meets it again, at once, and decides
-        return namespace.plain_hit(part, fetched, word.prefix, self._policy, call), fetched
+        return namespace.plain_hit(part, fetched, word.prefix, self._policy, codec, usable), fetched
 
     async def _run(self, program: Program[T], call: Call) -> T:
         reply: Any = None
@@ -608,11 +611,12 @@ class AsyncCache(View):
 
     async def _read(self, part: programs.Partition, members: tuple[bytes, ...]) -> Fetched:
         namespace = self._namespace
-        if (fetched := namespace.near(part, members)) is not None:
+        near = namespace.state.near
+        if near is not None and (fetched := namespace.near(part, members)) is not None:
             if uses := namespace.due_uses():
                 detach(self._run(programs.tell_used(namespace.state, uses), Call()), Context())
             return fetched
-        now, mark = namespace.clock.now(), namespace.mark(part)
+        now, mark = namespace.clock.now(), 0 if near is None else namespace.mark(part)
         if len(members) == 1 and not namespace.flush_is_due():
             node = namespace.nodes[part.index] or await namespace.topology.afind(part.index)
             replies = await node.multiplexers.here().fetch(namespace.readings[part.index], members[0])

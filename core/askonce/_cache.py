@@ -65,14 +65,14 @@ class Cache(View):
 
         Raises Uncacheable for a request that has no canonical form.
         """
-        control, call, fetched = current(), self._call(codec), None
+        control, fetched = current(), None
         digest = self._digest(request, control)
         if control is NONE:
-            served, fetched = self._straight(digest, call)
+            served, fetched = self._straight(digest, codec)
             if served is not None:
                 return served
         wanted = self._namespace.ask(digest, self._policy, control)
-        return self._run(programs.lookup(self._namespace.state, wanted, fetched), call)
+        return self._run(programs.lookup(self._namespace.state, wanted, fetched), self._call(codec))
 
     def store(
         self,
@@ -145,11 +145,11 @@ class Cache(View):
         """Do what ``get_or_compute`` does, and return the value together with its source, age and ttl."""
         control, fetched = current(), None
         digest = self._digest(request, control)
-        call = self._call(codec, admit, lambda _: [fn()], (digest,))
         if control is NONE:
-            served, fetched = self._straight(digest, call)
+            served, fetched = self._straight(digest, codec)
             if served is not None:
                 return served
+        call = self._call(codec, admit, lambda _: [fn()], (digest,))
         wanted = self._namespace.ask(
             digest,
             self._policy,
@@ -279,12 +279,12 @@ class Cache(View):
         """
         control, fetched, owner = current(), None, threading.current_thread()
         digest = self._digest(request, control)
-        call = self._call(codec)
-        call.usable = usable
         if control is NONE and not refresh:
-            served, fetched = self._straight(digest, call)
+            served, fetched = self._straight(digest, codec, usable)
             if served is not None:
                 return served
+        call = self._call(codec)
+        call.usable = usable
         wanted = self._namespace.ask(
             digest,
             self._policy,
@@ -441,7 +441,9 @@ class Cache(View):
 
     # --- the driver -------------------------------------------------------------------------------------------
 
-    def _straight(self, digest: bytes, call: Call) -> tuple[AnyServed | None, Fetched | None]:
+    def _straight(
+        self, digest: bytes, codec: Codec[Any] | None, usable: Callable[[Any], bool] | None = None
+    ) -> tuple[AnyServed | None, Fetched | None]:
         """Serve a plain fresh hit with no program; else return what was fetched, so that nothing is read twice."""
         namespace = self._namespace
         part = namespace.state.partition_of(digest)
@@ -451,7 +453,7 @@ class Cache(View):
             fetched = self._read(part, (word.prefix + digest,))
         except BackendUnavailable:
             return None, None  # the program meets it again, at once, and decides
-        return namespace.plain_hit(part, fetched, word.prefix, self._policy, call), fetched
+        return namespace.plain_hit(part, fetched, word.prefix, self._policy, codec, usable), fetched
 
     def _run(self, program: Program[T], call: Call) -> T:
         reply: Any = None
@@ -535,12 +537,13 @@ class Cache(View):
 
     def _read(self, part: programs.Partition, members: tuple[bytes, ...]) -> Fetched:
         namespace = self._namespace
-        if (fetched := namespace.near(part, members)) is not None:
+        near = namespace.state.near
+        if near is not None and (fetched := namespace.near(part, members)) is not None:
             if uses := namespace.due_uses():
                 told = programs.tell_used(namespace.state, uses)
                 namespace.background.submit(functools.partial(self._run, told, Call()))
             return fetched
-        now, mark = namespace.clock.now(), namespace.mark(part)
+        now, mark = namespace.clock.now(), 0 if near is None else namespace.mark(part)
         packed, touched = namespace.pack_fetch(part, members, now)
         replies = self._exchange(part.index, packed, 2 if touched else 1)
         return namespace.fetched(part, members, now, mark, replies)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from ._flights import Flight, Landed
 from .errors import BackendUnavailable
@@ -44,8 +44,7 @@ class TimedOut:
 TIMED_OUT = TimedOut()
 
 
-@dataclass(frozen=True, slots=True)
-class Fetched:
+class Fetched(NamedTuple):
     """The answer of ``Fetch``: what the members hold, by a clock that follows the server's."""
 
     word: bytes | None

@@ -14,7 +14,7 @@ import os
 import random
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -24,7 +24,7 @@ from typing import Any, Final, TypeVar
 from redis.exceptions import ResponseError
 
 from ._background import Background
-from ._call import Call, leading
+from ._call import leading
 from ._clock import Clock
 from ._effects import Fetch, Fetched, Listen, Renewal
 from ._flights import Flights
@@ -41,15 +41,16 @@ from .control import Control, checked_tags
 from .entry import (
     HEADER,
     UNIT,
+    Codec,
     Corrupt,
     checked_label,
-    decode,
     parse,
+    read_plain,
 )
 from .errors import BackendUnavailable, Moved, OutOfMemory, Unfit
 from .keys import Names, meta_name, meta_slot, partition_slot, partition_tags, tag_hash
 from .near import NearCache
-from .policy import Duration, Freshness, Policy, seconds
+from .policy import Duration, Policy, seconds
 from .scripts import PUBLISH, RELEASE, RENEW, Arg, Script
 from .served import AnyServed, Served, Source
 from .stats import Counters, Event
@@ -225,9 +226,9 @@ class Namespace:
 
         It has one reply, and another one if it touches any.
         """
-        names = part.names
+        names, touched = part.names, part.touched_lately(now)
         packed = pack(("MGET", names.c, *[names.e + member for member in members]))
-        due = [member for member in members if part.due(member, now)]
+        due = [member for member in members if member not in touched]
         if due:
             this_use = b"%.3f" % now
             touches = [word for member in due for word in (this_use, member)]
@@ -242,7 +243,8 @@ class Namespace:
 
         Near copies are kept of what is fresh and was not dropped since *mark*.
         """
-        word, *entries = checked(replies[0])
+        found = replies[0]
+        word, *entries = found if type(found) is list else checked(found)
         # Out of step, what was read may be invalidated, and who still has the old word could not tell.
         if (near := self.state.near) is not None and part.word is not None and word == part.word.raw:
             for member, data in zip(members, entries, strict=True):
@@ -317,7 +319,13 @@ class Namespace:
         return answers
 
     def plain_hit(
-        self, part: Partition, fetched: Fetched, prefix: bytes, policy: Policy, call: Call
+        self,
+        part: Partition,
+        fetched: Fetched,
+        prefix: bytes,
+        policy: Policy,
+        codec: Codec[Any] | None,
+        usable: Callable[[Any], bool] | None,
     ) -> AnyServed | None:
         """Return a fresh entry without tags, served and counted; None leaves everything to the program."""
         data, word = fetched.entries[0], part.word
@@ -325,21 +333,16 @@ class Namespace:
             return None
         if data is None or word is None or fetched.word != word.raw or word.prefix != prefix:
             return None
-        entry = parse(data)
-        if entry is None or entry.generation != word.generation or entry.flags & 8:
+        try:
+            value, created, fresh_until = read_plain(data, word.generation, codec)
+        except Corrupt:  # or tagged, or of another generation
             return None
         # The estimate of the server's clock may be behind the moment of the store.
-        now_ms = max(fetched.now_ms, entry.created)
-        if policy.judge(entry.fresh_until, now_ms) is not Freshness.FRESH:
-            return None
-        try:
-            value = decode(entry, call.codec)
-        except Corrupt:
-            return None
-        if call.usable is not None and not call.usable(value):
+        now_ms = max(created, fetched.now_ms)
+        if now_ms >= fresh_until or (usable is not None and not usable(value)):
             return None
         self.state.counters.add("hits")
-        return Served(value, Source.HIT, (now_ms - entry.created) / 1000, (entry.fresh_until - now_ms) / 1000)
+        return Served(value, Source.HIT, (now_ms - created) / 1000, (fresh_until - now_ms) / 1000)
 
     def due_counters(self, index: int) -> dict[str, int]:
         """Return counters to be added to the fleet's in the write of something else to a partition, if that is due."""

@@ -16,7 +16,7 @@ from ._namespace import Namespace
 from ._programs import Ask
 from ._recording import Asked
 from ._settings import Settings
-from .control import Control, current
+from .control import NONE, Control, current
 from .entry import Codec
 from .errors import ConfigurationError
 from .keys import PLAIN, Explanation, Fingerprints, Request, check_text, differences, visible
@@ -167,7 +167,8 @@ class View:
     # --- for the two drivers ----------------------------------------------------------------------------------
 
     def _digest(self, request: object, control: Control) -> bytes:
-        return self._fingerprints.within(control.scope).of(request)
+        fingerprints = self._fingerprints if control is NONE else self._fingerprints.within(control.scope)
+        return fingerprints.of(request)
 
     def _ask(self, request: object, **words: Any) -> Ask:
         control = current()

@@ -105,7 +105,7 @@ def _floats_are_fractions(packed: bytes) -> bool:
     while at >= 0:
         if at + 9 <= len(packed):
             (number,) = _double(packed, at + 1)
-            if not math.isfinite(number) or number.is_integer():
+            if number.is_integer() or number - number != 0:  # infinity and NaN, in half the time of isfinite
                 return False
         at = packed.find(_FLOAT, at + 1)
     return True
@@ -233,10 +233,11 @@ class Fingerprints:
     def of(self, request: object) -> bytes:
         """Return the digest of *request* as it stands in keys: 27 bytes of base64url without padding."""
         if type(request) is Request:
-            form, state = canonical(request.body), self._start(request.kind)
+            form, state = _pack(request.body, _SORTED), self._start(request.kind)
         else:
-            form, state = canonical(request), self._plain.copy()
-        state.update(len(form).to_bytes(8, "big") + form)
+            form, state = _pack(request, _SORTED), self._plain.copy()
+        state.update(len(form).to_bytes(8, "big"))
+        state.update(form)
         return _url(state.digest())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import datetime
 import enum
@@ -33,7 +34,6 @@ from askonce.entry import (
     Corrupt,
     Entry,
     cost_ms,
-    decode,
     decode_chunk,
     decode_payload,
     decode_stream,
@@ -43,6 +43,7 @@ from askonce.entry import (
     is_grave,
     label_block,
     parse,
+    read_plain,
     tag_block,
 )
 from askonce.keys import tag_hash
@@ -98,8 +99,14 @@ def round_trip(value: Any, codec: Any = None, tags: tuple[bytes, ...] = ()) -> A
     entry = parse(stored(flags, payload, tags=tags))
     assert entry is not None
     assert entry.tags == list(tags)
-    assert repr(decode_payload(flags, payload, codec)) == repr(decode(entry, codec))
-    return decode(entry, codec)
+    value = decode_payload(entry.flags, entry.payload, codec)
+    assert repr(decode_payload(flags, payload, codec)) == repr(value)
+    if not tags:
+        plain, created, fresh_until = read_plain(
+            stored(flags, payload, generation=3, created=5, fresh_until=9), 3, codec
+        )
+        assert (repr(plain), created, fresh_until) == (repr(value), 5, 9)
+    return value
 
 
 # --- the header ---------------------------------------------------------------------------------------------------
@@ -553,14 +560,14 @@ def test_a_bomb_of_messagepack_is_corrupt(bomb):
 
 def readable(data: bytes, codec: Any = None) -> None:
     """Read *data* as a caller would: it is a value, None or Corrupt."""
+    with contextlib.suppress(Corrupt):
+        read_plain(data, 0, codec)
     entry = parse(data)
     if entry is None:
         return
     assert isinstance(entry.tags, list)
-    try:
-        decode(entry, codec)
-    except Corrupt:
-        return
+    with contextlib.suppress(Corrupt):
+        decode_payload(entry.flags, entry.payload, codec)
 
 
 @given(st.binary(max_size=200), st.sampled_from([None, Reversed(), Broken()]))
@@ -637,3 +644,24 @@ def test_whatever_stands_behind_the_header_is_read_without_an_error(flags, rest)
     assert isinstance(entry.tags, list)
     assert isinstance(entry.payload, bytes)
     assert entry.label is None or isinstance(entry.label, str)
+
+
+def test_the_hit_path_reads_plain_entries_alone():
+    """A labelled entry is plain; a tagged one, a grave, one of another generation and foreign bytes are refused."""
+    flags, payload = encode("answer", None, 7)
+    label = label_block(b"its label")
+    plain = stored(flags | LABELLED, label + payload, generation=3)
+    assert read_plain(plain, 3, None)[0] == "answer"
+    refused = [
+        stored(flags, payload, generation=3, tags=(b"8 bytes!",)),
+        stored(flags, payload, generation=2),
+        stored(GRAVE, generation=3),
+        stored(flags | ENCRYPTED, payload, generation=3),
+        stored(flags | LABELLED, label[:4], generation=3),
+        b"XX" + plain[2:],
+        plain[:2] + b"\x02" + plain[3:],
+        b"",
+    ]
+    for data in refused:
+        with pytest.raises(Corrupt):
+            read_plain(data, 3, None)

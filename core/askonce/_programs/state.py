@@ -95,11 +95,11 @@ class Partition:
         if word.generation >= self.newest:
             self.newest, self.newest_raw = word.generation, word.raw
 
-    def due(self, member: bytes, now_ms: float) -> bool:
-        """Return whether Redis is to be told that *member* is used now."""
+    def touched_lately(self, now_ms: float) -> set[bytes]:
+        """Return the members of whose use Redis need not be told now."""
         if not 0 <= now_ms - self.touched_ms < self.touch_ms or len(self.touched) >= _MOST_TOUCHED:
             self.touched, self.touched_ms = set(), now_ms
-        return member not in self.touched
+        return self.touched
 
     def note_pressure(self, victims: list[bytes], now_ms: int) -> None:
         """Learn from the victims that a script has named how soon after their last use entries are evicted."""

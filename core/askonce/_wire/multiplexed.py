@@ -50,73 +50,60 @@ class Read(Protocol):
 class _Call:
     """Commands of one caller."""
 
-    __slots__ = ("count", "future", "packed")
+    __slots__ = ("count", "futures", "packed")
 
-    def __init__(self, packed: bytes, count: int, future: _Future) -> None:
-        self.packed, self.count, self.future = packed, count, future
+    def __init__(self, packed: bytes, count: int, *futures: _Future) -> None:
+        self.packed, self.count, self.futures = packed, count, futures
 
     def answer(self, replies: list[Any]) -> None:
-        if not self.future.done():
-            self.future.set_result(replies)
-
-    def fail(self, why: str) -> None:
-        if not self.future.done():
-            self.future.set_exception(BackendUnavailable(why))
+        """Give the replies to who asked."""
+        for future in self.futures:
+            if not future.done():
+                future.set_result(replies)
 
 
-class _Fetch(_Call):
-    """A reading of one caller, to be packed together with others."""
-
-    __slots__ = ("member", "read")
-
-    def __init__(self, read: Read, member: bytes, future: _Future) -> None:
-        self.read, self.member, self.future = read, member, future
+#: One caller's reading, to be packed together with others.
+_Fetch: TypeAlias = tuple[Read, bytes, _Future]
 
 
-class _Group:
+class _Group(_Call):
     """Readings that are one command."""
 
-    __slots__ = ("_askers", "_due", "count", "packed")
+    __slots__ = ("_due", "_fetches")
 
-    def __init__(self, read: Read, askers: dict[bytes, list[_Fetch]]) -> None:
-        self._askers = askers
-        self.packed, self._due = read.pack(list(askers))
-        self.count = 2 if self._due else 1
+    def __init__(self, fetches: list[_Fetch]) -> None:
+        self._fetches = fetches
+        packed, self._due = fetches[0][0].pack(list({member: None for _, member, _ in fetches}))
+        super().__init__(packed, 2 if self._due else 1, *[future for _, _, future in fetches])
 
     def answer(self, replies: list[Any]) -> None:
-        if len(self._askers) == 1:
-            (askers,) = self._askers.values()
-            for asker in askers:
-                asker.answer(replies)
-            return
+        members = {member: None for _, member, _ in self._fetches}
         found = replies[0]
-        if not isinstance(found, list) or len(found) != len(self._askers) + 1:  # an error, of all
-            for askers in self._askers.values():
-                for asker in askers:
-                    asker.answer(replies)
+        if len(members) == 1 or not isinstance(found, list) or len(found) != len(members) + 1:
+            super().answer(replies)  # all asked for the same, or have met the same error
             return
-        entries = dict(zip(self._askers, found[1:], strict=True))
+        word, *entries = found
+        known = dict(zip(members, entries, strict=True))
         due = set(self._due)
         # Of several it says only how many were touched: of each one what is likely, if the numbers agree.
-        agreed = due and replies[1] == sum(entries[member] is not None for member in due)
-        for member, askers in self._askers.items():
-            entry = entries[member]
-            mine: list[Any] = [[found[0], entry]]
+        agreed = bool(due) and replies[1] == sum([known[member] is not None for member in due])
+        for _, member, future in self._fetches:
+            if future.done():
+                continue
+            entry = known[member]
+            mine: list[Any] = [[word, entry]]
             if member in due:
                 mine.append(int(entry is not None) if agreed else None)
-            for asker in askers:
-                asker.answer(mine)
-
-    def fail(self, why: str) -> None:
-        for askers in self._askers.values():
-            for asker in askers:
-                asker.fail(why)
+            future.set_result(mine)
 
 
 class Multiplexed:
     """The connection of one event loop to one server."""
 
-    def __init__(self, endpoint: Endpoint, deadline: float, breaker: Breaker) -> None:
+    def __init__(
+        self, endpoint: Endpoint, deadline: float, breaker: Breaker, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._loop = loop
         self._endpoint = endpoint
         self._deadline = deadline
         self._breaker = breaker
@@ -125,9 +112,10 @@ class Multiplexed:
         self._line: Line | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._late = False  # the connecting is cancelled by the timer
-        self._queue: list[_Call] = []  # not yet written
-        self._burst: list[_Call] = []  # what was written last
-        self._slots: deque[_Call | _Group] = deque()  # what of it is not yet answered
+        self._calls: list[_Call] = []  # not yet written
+        self._fetches: list[_Fetch] = []  # not yet written
+        self._burst: tuple[list[_Call], list[_Fetch]] = [], []  # what was written last
+        self._slots: deque[_Call] = deque()  # what of it is not yet answered
         self._replies: list[Any] = []  # those of the first slot that have come
         self._idle = False  # connected, nothing under way, nothing about to be written
         self._alone = True  # the last burst was one call
@@ -142,9 +130,12 @@ class Multiplexed:
 
         The future may be cancelled at any time.
         """
-        loop = self._loop()
-        future: _Future = loop.create_future()
-        self._ask(loop, _Call(packed, count, future))
+        if not self._breaker.allows():
+            raise self._refusal()
+        future: _Future = self._loop.create_future()
+        self._calls.append(_Call(packed, count, future))
+        if self._idle or self._line is None:
+            self._begin()
         return future
 
     def fetch(self, read: Read, member: bytes) -> _Future:
@@ -154,40 +145,42 @@ class Multiplexed:
         The replies are the word and the member's entry in a list, and, if it was touched, whether the books changed, 1
         or 0; None if others were touched by the same command and the reply does not tell.
         """
-        loop = self._loop()
-        future: _Future = loop.create_future()
-        self._ask(loop, _Fetch(read, member, future))
+        if not self._breaker.allows():
+            raise self._refusal()
+        future: _Future = self._loop.create_future()
+        self._fetches.append((read, member, future))
+        if self._idle or self._line is None:
+            self._begin()
         return future
 
-    def _loop(self) -> asyncio.AbstractEventLoop:
-        if not self._breaker.allows():
-            raise BackendUnavailable(f"{self._endpoint.label}: not asked, it failed a moment ago")
-        return asyncio.get_running_loop()
+    def _refusal(self) -> BackendUnavailable:
+        return BackendUnavailable(f"{self._endpoint.label}: not asked, it failed a moment ago")
 
-    def _ask(self, loop: asyncio.AbstractEventLoop, call: _Call) -> None:
-        self._queue.append(call)
+    def _begin(self) -> None:
+        """Bring about that the queue is written: now, in a moment, or once there is a connection."""
         if self._idle:
             self._idle = False
             if self._alone:
                 self._write()
             else:
-                loop.call_soon(self._write)
-        elif self._line is None and self._connecting is None:
-            self._connecting = loop.create_task(self._connect())
+                self._loop.call_soon(self._write)
+        elif self._connecting is None:
+            self._connecting = self._loop.create_task(self._connect())
 
     # --- a burst ------------------------------------------------------------------------------------------------
 
     def _write(self) -> None:
         if self._line is None or self._slots:  # lost since this was called for, or made anew
             return
-        burst, self._queue = self._queue, []
-        self._burst, self._alone = burst, len(burst) == 1
-        now = asyncio.get_running_loop().time()
+        calls, fetches = self._burst = self._calls, self._fetches
+        self._calls, self._fetches = [], []
+        self._alone = len(calls) + len(fetches) == 1
+        now = self._loop.time()
         self._retry = now - self._written > _IDLE
         self._written = now
         if self._due == math.inf:  # else connecting has begun it
             self._arm(now)
-        slots = _slots(burst)
+        slots = [*calls, *_groups(fetches)] if fetches else calls
         self._slots.extend(slots)
         packed = slots[0].packed if len(slots) == 1 else b"".join([slot.packed for slot in slots])
         self._line.write(packed, sum([slot.count for slot in slots]))
@@ -208,12 +201,11 @@ class Multiplexed:
         self._replies = []
         slot.answer(replies)
         if not self._slots:
-            self._burst = []
             self._due = math.inf
             self._breaker.succeeded()
-            if self._queue:
+            if self._calls or self._fetches:
                 # Those who were answered run first, and what they ask now goes along.
-                asyncio.get_running_loop().call_soon(self._write)
+                self._loop.call_soon(self._write)
             else:
                 self._idle = True
 
@@ -222,12 +214,13 @@ class Multiplexed:
         if self._retry and self._slots and error is not None:
             self._retry = False
             self._slots.clear()
-            self._queue[:0] = self._burst
+            calls, fetches = self._burst
+            self._calls[:0], self._fetches[:0] = calls, fetches
             connection = self._take()
             if connection is not None:
                 detach(_disconnect(connection))
-            self._connecting = asyncio.get_running_loop().create_task(self._connect())
-        elif self._slots or self._queue:
+            self._connecting = self._loop.create_task(self._connect())
+        elif self._slots or self._calls or self._fetches:
             self._fail("closed" if error is None else _text(error), broken=error is not None)
         else:
             self._hang_up()  # the server has closed what nobody used
@@ -235,11 +228,13 @@ class Multiplexed:
     def _fail(self, why: str, *, broken: bool = True) -> None:
         if broken:
             self._breaker.failed(why)
-        waiting: list[_Call | _Group] = [*self._slots, *self._queue]
+        waiting = [future for call in (*self._slots, *self._calls) for future in call.futures]
+        waiting += [future for _, _, future in self._fetches]
         self._slots.clear()
-        self._queue, self._burst, self._replies = [], [], []
-        for slot in waiting:
-            slot.fail(f"{self._endpoint.label}: {why}")
+        self._calls, self._fetches = [], []
+        for future in waiting:
+            if not future.done():
+                future.set_exception(BackendUnavailable(f"{self._endpoint.label}: {why}"))
         self._hang_up()
 
     def _hang_up(self) -> None:
@@ -253,9 +248,9 @@ class Multiplexed:
     async def _connect(self) -> None:
         try:
             if self._endpoint.prepare is not None:
-                await asyncio.get_running_loop().run_in_executor(None, self._endpoint.prepare)
+                await self._loop.run_in_executor(None, self._endpoint.prepare)
             if self._due == math.inf:
-                self._arm(asyncio.get_running_loop().time())
+                self._arm(self._loop.time())
             self._connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
             await self._connection.connect()
         except Exception as error:  # noqa: BLE001  a future that is never set is a caller that hangs
@@ -315,18 +310,18 @@ class Multiplexed:
         """Begin the time of what is under way; its end is looked at by one timer, however many bursts there are."""
         self._due = now + self._deadline
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_at(self._due, self._expire, self._due)
+            self._timer = self._loop.call_at(self._due, self._expire, self._due)
 
     def _expire(self, at: float) -> None:
-        loop, self._timer = asyncio.get_running_loop(), None
-        now = loop.time()
+        self._timer = None
+        now = self._loop.time()
         if self._due == math.inf:
             return
         if now - at > self._deadline / 4:
             # A timer that comes late itself shows that the loop was busy, not Redis: the replies may be there.
             self._arm(now)
         elif now < self._due:
-            self._timer = loop.call_at(self._due, self._expire, self._due)
+            self._timer = self._loop.call_at(self._due, self._expire, self._due)
         elif self._connecting is not None:
             self._late = True
             self._connecting.cancel()
@@ -334,23 +329,16 @@ class Multiplexed:
             self._fail(f"no answer within {self._deadline} s")
 
 
-def _slots(burst: list[_Call]) -> list[_Call | _Group]:
-    """Return what is written for a burst: the commands of each caller, then what is read by one command each."""
-    if len(burst) == 1 and type(burst[0]) is _Call:
-        return [burst[0]]
-    slots: list[_Call | _Group] = []
-    groups: list[tuple[Read, dict[bytes, list[_Fetch]]]] = []
-    latest: dict[Read, dict[bytes, list[_Fetch]]] = {}
-    for one in burst:
-        if not isinstance(one, _Fetch):
-            slots.append(one)
-            continue
-        askers = latest.get(one.read)
-        if askers is None or (len(askers) >= _AT_ONCE and one.member not in askers):
-            askers = latest[one.read] = {}
-            groups.append((one.read, askers))
-        askers.setdefault(one.member, []).append(one)
-    return slots + [_Group(read, askers) for read, askers in groups]
+def _groups(fetches: list[_Fetch]) -> list[_Group]:
+    """Return what is read by one command each."""
+    of_read: dict[Read, list[_Fetch]] = {}
+    for fetch in fetches:
+        of_read.setdefault(fetch[0], []).append(fetch)
+    return [
+        _Group(alike[start : start + _AT_ONCE])
+        for alike in of_read.values()
+        for start in range(0, len(alike), _AT_ONCE)
+    ]
 
 
 async def _disconnect(connection: Any) -> None:
@@ -370,17 +358,22 @@ class Multiplexers:
         self._of_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Multiplexed] = (
             weakref.WeakKeyDictionary()
         )
+        self._latest: tuple[asyncio.AbstractEventLoop | None, Multiplexed | None] = None, None
 
     def here(self) -> Multiplexed:
         """Return the connection of the running loop."""
         loop = asyncio.get_running_loop()
+        known, found = self._latest
+        if found is not None and known is loop:  # a weak mapping takes its time
+            return found
         if (found := self._of_loop.get(loop)) is None:
             prune()
             # A connection refers to its loop: those of loops that were closed over it would never be collected.
             for closed in [other for other in self._of_loop if other.is_closed()]:
                 if (left := self._of_loop.pop(closed, None)) is not None:
                     left.abandon()
-            found = self._of_loop[loop] = Multiplexed(*self._made)
+            found = self._of_loop[loop] = Multiplexed(*self._made, loop)
+        self._latest = loop, found
         return found
 
     async def drop(self) -> None:
@@ -390,5 +383,6 @@ class Multiplexers:
 
     async def aclose(self) -> None:
         """Close the running loop's connection."""
+        self._latest = None, None
         if (found := self._of_loop.pop(asyncio.get_running_loop(), None)) is not None:
             await found.aclose()

@@ -4,6 +4,7 @@ The books: how many entries there are, how large they are, which was used least 
 Bounds are the namespace's own, kept in Redis by eviction of the least recently used, whatever the server's maxmemory.
 """
 
+import asyncio
 import os
 import random
 from collections import OrderedDict
@@ -12,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import redis
 
-from askonce import Cache, Policy
+from askonce import AsyncCache, Cache, Policy
 
 from .audit import OVERHEAD, UNIT, Auditor, Books, Entries, units
 from .colours import call_on
@@ -412,6 +413,77 @@ def test_a_lost_book_heals(make_driver, auditor, raw, names, lost):
     assert books.in_x <= 30
 
 
+# --- uses are told once a while ---------------------------------------------------------------------------------
+
+
+def told(raw):
+    """Return how often Redis was told of uses."""
+    return raw.info("commandstats").get("cmdstat_zadd", {"calls": 0})["calls"]
+
+
+def test_an_entry_that_is_used_again_and_again_is_told_once(driver, raw):
+    """One touch stands for all of a while; another entry, and the next while, have one of their own."""
+    for name in "abc":
+        driver.store(name, name)
+    part = driver.cache._namespace.state.partitions[0]
+    part.touch_ms = 1e12
+    before = told(raw)
+    for _ in range(20):
+        driver.lookup("a"), driver.get_or_compute("a", lambda: "never"), driver.lookup("b")
+        driver.get_many(["a", "b"])
+    assert told(raw) - before == 2
+    driver.get_many(["a", "b", "c"]), driver.get_many(["a", "b"])
+    assert told(raw) - before == 3
+
+    part.touched_ms -= 2e12
+    driver.lookup("a"), driver.lookup("a")
+    assert told(raw) - before == 4
+
+
+def test_a_use_that_was_not_noted_is_told_again(driver, raw):
+    """What is not there, and what is in no book, was not touched: nothing is taken for told."""
+    driver.store("a", "a")
+    part = driver.cache._namespace.state.partitions[0]
+    part.touch_ms = 1e12
+    before = told(raw)
+    driver.lookup("none"), driver.lookup("none")
+    raw.delete(part.names.l)
+    driver.lookup("a"), driver.lookup("a")
+    assert told(raw) - before == 4
+    assert part.suspects
+
+
+def test_a_foreign_delete_of_what_was_touched_just_now_heals(driver, auditor, raw):
+    """It is no longer there, though it was a moment ago: that tells as much as a touch."""
+    for name in "abc":
+        driver.store(name, name)
+    driver.cache._namespace.state.partitions[0].touch_ms = 1e12
+    tick(raw)
+    assert driver.lookup("a").value == "a"
+    raw.delete(driver.explain("a").key)
+
+    assert driver.lookup("a") is None
+    driver.store("d", "d")
+    until(lambda: auditor.books().in_x == 3)
+    exact(auditor)
+
+
+async def test_of_look_ups_at_once_only_those_that_are_due_are_told(url, raw):
+    """In one command, each with its own answer."""
+    async with AsyncCache(url, namespace="test", deadline=2) as cache:
+        await cache.store_many(list(range(40)), list(range(40)))
+        part = cache._namespace.state.partitions[0]
+        part.touch_ms = 1e12
+        tick(raw)
+        for asked in ([*range(10)], [*range(20)], [5, 5, 30], [*range(40), "none"], [*range(40)]):
+            found = await asyncio.gather(*[cache.lookup(number) for number in asked])
+            assert [one and one.value for one in found] == [None if n == "none" else n for n in asked]
+        before = told(raw)
+        await asyncio.gather(*[cache.lookup(number) for number in range(40)])
+        assert told(raw) == before
+        assert not part.suspects
+
+
 # --- how good the order is --------------------------------------------------------------------------------------
 
 
@@ -423,7 +495,7 @@ def test_the_hit_rate_is_that_of_an_exact_lru(url, raw):
     weights = [1 / (rank + 1) ** 0.9 for rank in range(keys)]
     popular = list(range(keys))
     exact_lru, hits, exact_hits = OrderedDict(), 0, 0
-    with Cache(url, namespace="test", max_entries=bound, policy=Policy(ttl="1h")) as cache:
+    with Cache(url, namespace="test", max_entries=bound, policy=Policy(ttl="1h"), deadline=2.0) as cache:
         for start in range(0, accesses, 4_000):
             for request in rng.choices(popular, weights, k=4_000):
                 if cache.lookup(request) is not None:

@@ -22,6 +22,7 @@ from redis.connection import Connection
 
 from askonce import AskonceError, AsyncCache, BackendUnavailable, Cache, Policy, Source, scripts
 from askonce._wire import listener, renewals
+from askonce._wire.multiplexed import Multiplexed
 
 from . import forks
 from .audit import Auditor
@@ -389,11 +390,12 @@ def test_any_error_of_redis_is_an_outage(make_driver, monkeypatch, word):
 
 
 class Spoiler:
-    """Makes replies of every redis-py connection fail, the sync and the async ones."""
+    """Makes replies fail: those that redis-py's connections read, and those that the asyncio wire reads itself."""
 
     def __init__(self, monkeypatch, error):
         self.all, self.next, self.error = False, 0, error
         sync, asynchronous = Connection.read_response, aio.AbstractConnection.read_response
+        received = Multiplexed.received
 
         def read(connection, *args, **kwargs):
             reply = sync(connection, *args, **kwargs)
@@ -405,6 +407,14 @@ class Spoiler:
             self.meddle(reply)
             return reply
 
+        def receive(wire, reply):
+            try:
+                self.meddle(reply)
+            except Exception as error:
+                reply = error
+            received(wire, reply)
+
+        monkeypatch.setattr(Multiplexed, "received", receive)
         monkeypatch.setattr(Connection, "read_response", read)
         monkeypatch.setattr(aio.AbstractConnection, "read_response", aread)
 

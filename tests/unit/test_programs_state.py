@@ -128,3 +128,32 @@ def test_no_word_older_than_one_seen_before_is_noted():
     note_word(part, b"9:1")
 
     assert part.word is not None
+
+
+def test_a_touch_holds_for_a_while():
+    """Until it has passed, the clock has gone back, or too many are remembered."""
+    (part,) = make_state().partitions
+    part.touched_lately(5_000.0).add(b"m")
+
+    assert b"m" in part.touched_lately(5_999.0)
+    assert b"m" not in part.touched_lately(6_000.0)
+    part.touched_lately(6_500.0).add(b"m")
+    assert b"m" not in part.touched_lately(5_999.0)
+    part.touched_lately(5_999.0).update(b"%d" % number for number in range(5_000))
+    assert not part.touched_lately(5_999.0)
+
+
+def test_uses_are_told_more_often_while_entries_are_soon_evicted():
+    """A sixteenth of the time between last use and eviction, at most a second; always, if that is not known."""
+    (part,) = make_state().partitions
+    for victims, touch_ms in (
+        ([b"m", b"998400.000"], 100.0),
+        ([b"m", b"1.000", b"n", b"999999.000"], 1_000.0),
+        ([b"m", b"250000000000000"], 0.0),
+        ([], 1_000.0),
+    ):
+        part.note_pressure(victims, 1_000_000)
+        assert part.touch_ms == touch_ms
+    part.touch_ms = 0.0
+    part.touched_lately(7.0).add(b"m")
+    assert not part.touched_lately(7.0)

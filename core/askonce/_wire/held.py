@@ -94,7 +94,8 @@ class Held:
             self._breaker.failed(str(error))
             raise BackendUnavailable(f"{self._endpoint.label}: {error}") from error
         self._breaker.succeeded()
-        self.drop()  # what a nested exchange has left
+        if local.connection is not None:
+            self.drop()  # what a nested exchange has left
         local.connection, local.used = connection, now
         return replies
 

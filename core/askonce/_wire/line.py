@@ -60,6 +60,7 @@ class Direct(asyncio.BufferedProtocol):
     def __init__(self, transport: Any, owner: Owner) -> None:
         self._transport, self._owner = transport, owner
         self._buffer = bytearray(_READ_SIZE)
+        self._view = memoryview(self._buffer)  # the encrypting transport slices it, and would slice a copy
         self._reader = hiredis.Reader(
             protocolError=InvalidResponse, replyError=_as_error, notEnoughData=_MORE
         )
@@ -76,9 +77,9 @@ class Direct(asyncio.BufferedProtocol):
         self._gone = True
         self._transport.abort()
 
-    def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
         """Return where the transport is to put what comes."""
-        return self._buffer
+        return self._view
 
     def buffer_updated(self, nbytes: int) -> None:
         """Hand on what has come, as far as it is whole replies."""

@@ -385,7 +385,7 @@ def test_a_loop_that_is_closed_in_mid_flight_leaves_no_connection(url, raw, line
     while len(raw.client_list()) > before + 2:
         assert time.monotonic() < end
         time.sleep(0.005)
-    assert not cache._namespace.breaker.troubled
+    assert not cache._namespace.nodes[0].breaker.troubled
     asyncio.run(cache.aclose())
 
 

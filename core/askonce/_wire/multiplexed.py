@@ -173,6 +173,9 @@ class Multiplexed:
         if self._line is None or self._slots:  # lost since this was called for, or made anew
             return
         calls, fetches = self._burst = self._calls, self._fetches
+        if not calls and not fetches:
+            self._idle, self._due = True, math.inf
+            return
         self._calls, self._fetches = [], []
         self._alone = len(calls) + len(fetches) == 1
         now = self._loop.time()

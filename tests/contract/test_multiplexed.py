@@ -8,13 +8,11 @@ import asyncio
 import contextlib
 import math
 import random
-import subprocess
 import time
 
 import pytest
 import redis
 import redis.exceptions
-from tests.servers import free_port
 
 from askonce import AsyncCache, BackendUnavailable
 from askonce._wire import endpoint, multiplexed
@@ -399,37 +397,3 @@ async def test_a_unix_socket_is_a_line_like_any_other(make_wire, server, raw):
     raw.set("k", blob)
     assert await get(wire, "k") == [blob]
     assert await asyncio.gather(*[get(wire, "k") for _ in range(20)]) == [[blob]] * 20
-
-
-async def test_tls_is_a_line_like_any_other(make_wire, own_server, tmp_path):
-    """Encrypted: the transport that is taken over is the encrypting one."""
-    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate,
-         "-days", "1", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    server = own_server()
-    options = {
-        "tls-cert-file": certificate,
-        "tls-key-file": key,
-        "tls-ca-cert-file": certificate,
-        "tls-auth-clients": "no",
-    }
-    with redis.Redis.from_url(server.url) as client:
-        blob = random.Random(2).randbytes(300_000)
-        client.set("k", blob)
-        try:
-            for name, value in options.items():
-                client.config_set(name, str(value))
-            client.config_set("tls-port", port := free_port())
-        except (redis.exceptions.ResponseError, redis.exceptions.ConnectionError):  # some Valkeys die of it
-            pytest.skip("this server was built without TLS")
-    wire = await make_wire(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={certificate}")
-    assert await get(wire, "k") == [blob]
-    assert await asyncio.gather(*[get(wire, "k") for _ in range(20)]) == [[blob]] * 20
-    asked = get(wire, "k")
-    await wire.drop()
-    with pytest.raises(BackendUnavailable):
-        await asked
-    assert await get(wire, "k") == [blob]

@@ -1,12 +1,16 @@
 """TLS: the same cache, on one server and on a cluster, and no cache at all for a certificate that nobody vouches for."""
 
+import asyncio
+import random
 import shutil
 import subprocess
 
 import pytest
 from tests.servers import Cluster, Server, promised
 
-from askonce import Source
+from askonce import AsyncCache, Source
+from askonce._wire import multiplexed
+from askonce._wire.line import Slow
 
 from .polling import registered, until
 from .upstream import Gate
@@ -68,6 +72,21 @@ def test_a_server_with_tls(start, make_driver, certificate):
     url = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={certificate / 'cert'}"
 
     works(make_driver(url, strict=True), make_driver(url, strict=True))
+
+
+@pytest.mark.parametrize("line", [multiplexed.line, Slow])
+async def test_long_answers_at_once(start, certificate, monkeypatch, line):
+    """Asyncio reads them through the encrypting transport itself, or has redis-py read them: not a byte is lost."""
+    monkeypatch.setattr(multiplexed, "line", line)
+    port = start(Server).tls_port
+    url = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={certificate / 'cert'}"
+    answers = [random.Random(number).randbytes(100_000 * number) for number in range(6)]
+    async with AsyncCache(url, namespace="test", strict=True, deadline=5) as cache:
+        for number, answer in enumerate(answers):
+            await cache.store(number, answer)
+        for _ in range(5):
+            found = await asyncio.gather(*[cache.lookup(number) for number in [*range(6), *range(6)]])
+            assert [one.value for one in found] == [*answers, *answers]
 
 
 def test_a_cluster_with_tls(start, make_driver):

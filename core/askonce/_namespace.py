@@ -334,15 +334,13 @@ class Namespace:
         if data is None or word is None or fetched.word != word.raw or word.prefix != prefix:
             return None
         try:
-            value, created, fresh_until = read_plain(data, word.generation, codec)
-        except Corrupt:  # or tagged, or of another generation
+            value, age_ms, ttl_ms = read_plain(data, word.generation, fetched.now_ms, codec)
+        except Corrupt:  # or tagged, of another generation, no longer fresh
             return None
-        # The estimate of the server's clock may be behind the moment of the store.
-        now_ms = max(created, fetched.now_ms)
-        if now_ms >= fresh_until or (usable is not None and not usable(value)):
+        if usable is not None and not usable(value):
             return None
         self.state.counters.add("hits")
-        return Served(value, Source.HIT, (now_ms - created) / 1000, (fresh_until - now_ms) / 1000)
+        return Served(value, Source.HIT, age_ms / 1000, ttl_ms / 1000)
 
     def due_counters(self, index: int) -> dict[str, int]:
         """Return counters to be added to the fleet's in the write of something else to a partition, if that is due."""

@@ -3,7 +3,7 @@ What a call through askonce costs, beside a bare redis-py GET of the same answer
 
 Every round times each variant once, in random order, so that what else the machine does meets all of them alike.
 Printed are medians over the rounds and their ratio to the median of the bare GET of the same colour: an absolute time
-proves nothing on a shared machine.
+proves nothing on a shared machine.  Beside the time stands the CPU time of this process, which the server's is not in.
 """
 
 from __future__ import annotations
@@ -13,9 +13,13 @@ import asyncio
 import os
 import random
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import redis
 import redis.asyncio
@@ -45,43 +49,73 @@ def request(number: int) -> dict[str, Any]:
     }
 
 
-def measure(variants: dict[str, Callable[[int], object]], rounds: int, calls: int) -> dict[str, float]:
-    """Return the median seconds a call of each variant, interleaved."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
+class Taken(NamedTuple):
+    """What a call takes, in seconds: on the clock, and of this process's CPU."""
+
+    time: float
+    cpu: float
+
+
+class Watch:
+    """Notes what the calls of a block take, one by one on average."""
+
+    def __init__(self) -> None:
+        self._taken: dict[str, list[Taken]] = {}
+
+    @contextmanager
+    def __call__(self, name: str, calls: int) -> Iterator[None]:
+        start, cpu = time.perf_counter(), time.process_time()
+        yield
+        cpu = time.process_time() - cpu
+        taken = Taken((time.perf_counter() - start) / calls, cpu / calls)
+        self._taken.setdefault(name, []).append(taken)
+
+    def medians(self) -> dict[str, Taken]:
+        """Return the medians of each name."""
+        return {
+            name: Taken(*map(statistics.median, zip(*taken, strict=True)))
+            for name, taken in self._taken.items()
+        }
+
+
+def measure(variants: dict[str, Callable[[int], object]], rounds: int, calls: int) -> dict[str, Taken]:
+    """Return what a call of each variant takes, interleaved."""
+    watch = Watch()
     for _ in range(rounds):
         for name in random.sample(list(variants), len(variants)):
             call = variants[name]
-            start = time.perf_counter()
-            for number in range(calls):
-                call(number)
-            times[name].append((time.perf_counter() - start) / calls)
-    return {name: statistics.median(taken) for name, taken in times.items()}
+            with watch(name, calls):
+                for number in range(calls):
+                    call(number)
+    return watch.medians()
 
 
 async def ameasure(
     variants: dict[str, Callable[[int], Awaitable[object]]], at_once: int, rounds: int, calls: int
-) -> dict[str, float]:
-    """Return the median seconds a call of each variant with *at_once* callers, interleaved."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
+) -> dict[str, Taken]:
+    """Return what a call of each variant takes with *at_once* callers, who ask for different things, interleaved."""
+    watch, each = Watch(), max(1, calls // at_once)
     for _ in range(rounds):
         for name in random.sample(list(variants), len(variants)):
             call = variants[name]
 
-            async def worker(call: Callable[[int], Awaitable[object]] = call) -> None:
-                for number in range(max(1, calls // at_once)):
-                    await call(number)
+            async def worker(place: int, call: Callable[[int], Awaitable[object]] = call) -> None:
+                for number in range(each):
+                    await call(3 * place + number)
 
-            start = time.perf_counter()
-            await asyncio.gather(*[worker() for _ in range(at_once)])
-            times[name].append((time.perf_counter() - start) / (at_once * max(1, calls // at_once)))
-    return {name: statistics.median(taken) for name, taken in times.items()}
+            with watch(name, at_once * each):
+                await asyncio.gather(*[worker(place) for place in range(at_once)])
+    return watch.medians()
 
 
-def report(title: str, medians: dict[str, float], base: str) -> None:
+def report(title: str, medians: dict[str, Taken], base: str) -> None:
     """Print medians in microseconds and ratios to *base*."""
     print(f"\n{title}")
-    for name, median in medians.items():
-        print(f"  {name:46s} {median * 1e6:8.1f} us   x{median / medians[base]:.2f}")
+    for name, taken in medians.items():
+        print(
+            f"  {name:46s} {taken.time * 1e6:8.1f} us   x{taken.time / medians[base].time:5.2f}"
+            f"   CPU {taken.cpu * 1e6:6.1f} us   x{taken.cpu / medians[base].cpu:5.2f}"
+        )
 
 
 def fill(cache: Cache, ask: Callable[[], object]) -> None:
@@ -132,8 +166,9 @@ def sync_part(server: Server, rounds: int) -> None:
         200,
     )
     report("threads: one caller", medians, "redis-py GET")
-    ratio = medians["store, below the bound"] / medians["redis-py SET PX"]
-    bound = medians["store, at the bound, one eviction"] / medians["redis-py SET PX"]
+    plain = medians["redis-py SET PX"].time
+    ratio = medians["store, below the bound"].time / plain
+    bound = medians["store, at the bound, one eviction"].time / plain
     print(f"  store against SET PX: below the bound x{ratio:.2f}, at the bound x{bound:.2f}")
     for one in (cache, at_bound, near, chains.cache, near_chains.cache):
         one.close()
@@ -181,17 +216,57 @@ def memory_part(server: Server) -> None:
     cache.close()
 
 
+def entries_part(server: Server, rounds: int, entries: int) -> None:
+    """A hit among a thousand entries, and among as many as asked for."""
+    few, many = (
+        Cache(server.url, namespace=name, max_entries=2 * entries, max_bytes="64gb")
+        for name in ("few", "many")
+    )
+    for cache, count in ((few, 1_000), (many, entries)):
+        for start in range(0, count, 1_000):
+            numbers = range(start, min(start + 1_000, count))
+            cache.store_many([{"n": number} for number in numbers], ["answer " * 20] * len(numbers))
+    medians = measure(
+        {
+            "lookup, 1,000 entries": lambda _: few.lookup({"n": random.randrange(1_000)}),
+            f"lookup, {entries:,} entries": lambda _: many.lookup({"n": random.randrange(entries)}),
+        },
+        rounds,
+        200,
+    )
+    report("entries in the namespace", medians, "lookup, 1,000 entries")
+    few.close(), many.close()
+
+
+def import_part(rounds: int) -> None:
+    """What importing askonce adds to importing redis, by the clock, in processes of their own."""
+    watch = Watch()
+    with tempfile.TemporaryDirectory() as folder:
+        # Compiled once, as what is installed is.
+        environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": folder}
+        for turn in range(rounds + 1):
+            for modules in ("redis, redis.asyncio", "redis, redis.asyncio, askonce"):
+                with watch(modules, 1) if turn else nullcontext():
+                    subprocess.run([sys.executable, "-c", f"import {modules}"], check=True, env=environment)
+    plain, ours = (taken.time * 1000 for taken in watch.medians().values())
+    print(f"\nimport redis {plain:.0f} ms; askonce adds {ours - plain:.0f} ms")
+
+
 def main() -> None:
     """Run all parts on each promised server."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--server", choices=sorted(promised()), action="append")
-    options = parser.parse_args()
+    parser.add_argument("--entries", type=int, help="how long a hit takes among so many, too")
+    options, _ = parser.parse_known_args()
+    import_part(max(3, options.rounds // 4))
     for name in options.server or sorted(promised()):
         with Server(promised()[name], name=name) as server:
             print(f"\n=== {name}, redis-py {redis.__version__}, {options.rounds} interleaved rounds")
             sync_part(server, options.rounds)
             asyncio.run(async_part(server, options.rounds))
+            if options.entries:
+                entries_part(server, options.rounds, options.entries)
             memory_part(server)
 
 

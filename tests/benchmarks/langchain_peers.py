@@ -42,7 +42,7 @@ from langchain_core.runnables import Runnable
 from langchain_redis import RedisCache as LangchainRedisCache
 
 from askonce_langchain import AskonceCache
-from tests.benchmarks.bench import ANSWER, QUESTION, ameasure, measure, report
+from tests.benchmarks.bench import ANSWER, QUESTION, Taken, ameasure, measure, report
 from tests.servers import Server, promised
 
 TTL_S = 86_400
@@ -196,12 +196,12 @@ async def usable(makers: dict[str, Callable[[], BaseCache]]) -> dict[str, BaseCa
 # --- the measurements ---------------------------------------------------------------------------------------------
 
 
-def tell(title: str, medians: dict[str, float]) -> None:
+def tell(title: str, medians: dict[str, Taken]) -> None:
     """Print medians and ratios, and whether askonce keeps its bound, if there is one."""
     report(title, medians, BASE)
     for task, bound in BOUNDS.items():
         if title.startswith(task):
-            ratio = medians["askonce"] / medians[BASE]
+            ratio = medians["askonce"].time / medians[BASE].time
             print(f"  bound x{bound}: {'kept' if ratio <= bound else 'MISSED'} (x{ratio:.3f})")
 
 

@@ -102,10 +102,9 @@ def round_trip(value: Any, codec: Any = None, tags: tuple[bytes, ...] = ()) -> A
     value = decode_payload(entry.flags, entry.payload, codec)
     assert repr(decode_payload(flags, payload, codec)) == repr(value)
     if not tags:
-        plain, created, fresh_until = read_plain(
-            stored(flags, payload, generation=3, created=5, fresh_until=9), 3, codec
-        )
-        assert (repr(plain), created, fresh_until) == (repr(value), 5, 9)
+        data = stored(flags, payload, generation=3, created=5, fresh_until=9)
+        plain, age_ms, ttl_ms = read_plain(data, 3, 7, codec)
+        assert (repr(plain), age_ms, ttl_ms) == (repr(value), 2, 2)
     return value
 
 
@@ -561,7 +560,7 @@ def test_a_bomb_of_messagepack_is_corrupt(bomb):
 def readable(data: bytes, codec: Any = None) -> None:
     """Read *data* as a caller would: it is a value, None or Corrupt."""
     with contextlib.suppress(Corrupt):
-        read_plain(data, 0, codec)
+        read_plain(data, 0, 0, codec)
     entry = parse(data)
     if entry is None:
         return
@@ -647,21 +646,24 @@ def test_whatever_stands_behind_the_header_is_read_without_an_error(flags, rest)
 
 
 def test_the_hit_path_reads_plain_entries_alone():
-    """A labelled entry is plain; a tagged one, a grave, one of another generation and foreign bytes are refused."""
+    """A labelled one is plain; one with tags, a grave, another generation's and foreign bytes are refused, and stale ones."""
     flags, payload = encode("answer", None, 7)
     label = label_block(b"its label")
-    plain = stored(flags | LABELLED, label + payload, generation=3)
-    assert read_plain(plain, 3, None)[0] == "answer"
+    times = {"generation": 3, "created": 100, "fresh_until": 200}
+    plain = stored(flags | LABELLED, label + payload, **times)
+    assert read_plain(plain, 3, 150, None) == ("answer", 50, 50)
+    assert read_plain(plain, 3, 50, None) == ("answer", 0, 100)  # a clock that is behind
     refused = [
-        stored(flags, payload, generation=3, tags=(b"8 bytes!",)),
-        stored(flags, payload, generation=2),
-        stored(GRAVE, generation=3),
-        stored(flags | ENCRYPTED, payload, generation=3),
-        stored(flags | LABELLED, label[:4], generation=3),
-        b"XX" + plain[2:],
-        plain[:2] + b"\x02" + plain[3:],
-        b"",
+        (stored(flags, payload, tags=(b"8 bytes!",), **times), 150),
+        (stored(flags, payload, **{**times, "generation": 2}), 150),
+        (stored(GRAVE, **times), 150),
+        (stored(flags | ENCRYPTED, payload, **times), 150),
+        (stored(flags | LABELLED, label[:4], **times), 150),
+        (b"XX" + plain[2:], 150),
+        (plain[:2] + b"\x02" + plain[3:], 150),
+        (b"", 150),
+        (plain, 200),
     ]
-    for data in refused:
+    for data, now_ms in refused:
         with pytest.raises(Corrupt):
-            read_plain(data, 3, None)
+            read_plain(data, 3, now_ms, None)

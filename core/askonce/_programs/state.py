@@ -168,9 +168,13 @@ class State:
         return self.partitions[0] if count == 1 else self.partitions[zlib.crc32(digest) % count]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Ask:
-    """One request, with everything that the caller, the block around it and the cache decided about it."""
+    """
+    One request, with everything that the caller, the block around it and the cache decided about it.
+
+    Nothing changes it; ``frozen`` would take longer to say so than a fingerprint takes.
+    """
 
     partition: Partition
     digest: bytes

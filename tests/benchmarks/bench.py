@@ -133,8 +133,8 @@ def sync_part(server: Server, rounds: int) -> None:
     cache = Cache(server.url, namespace="bench", max_entries=1_000_000, max_bytes="8gb")
     at_bound = Cache(server.url, namespace="bound", max_entries=200, max_bytes="8gb")
     chains = AskonceCache(Cache(server.url, namespace="chains"))
-    near = Cache(server.url, namespace="bench", near=Near())
-    near_chains = AskonceCache(Cache(server.url, namespace="chains", near=Near()))
+    near = Cache(server.url, namespace="near", near=Near())  # its own: others pay for what it hears
+    near_chains = AskonceCache(Cache(server.url, namespace="near-chains", near=Near()))
     requests = [request(number) for number in range(200)]
     body, answer = ANSWER.encode(), [Generation(text=ANSWER)]
     prompts = [f"{number}: " + QUESTION * 14 for number in range(200)]
@@ -143,6 +143,8 @@ def sync_part(server: Server, rounds: int) -> None:
         cache.store(requests[number], ANSWER)
         at_bound.store(requests[number], ANSWER)
         chains.update(prompts[number], LLM_STRING, answer)
+        near.store(requests[number], ANSWER)
+        near_chains.update(prompts[number], LLM_STRING, answer)
     fill(near, lambda: [near.lookup(one) for one in requests])
     fill(near_chains.cache, lambda: [near_chains.lookup(one, LLM_STRING) for one in prompts])
     fresh = iter(range(10**9))

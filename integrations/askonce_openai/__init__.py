@@ -13,7 +13,7 @@ answer, or read along its stream.
 """
 
 from ._install import install, uninstall
-from ._options import Scope
+from ._options import Choices, Scope
 from ._ways_in import async_http_client, http_client, wrap
 
-__all__ = ["Scope", "async_http_client", "http_client", "install", "uninstall", "wrap"]
+__all__ = ["Choices", "Scope", "async_http_client", "http_client", "install", "uninstall", "wrap"]

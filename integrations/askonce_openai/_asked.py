@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable
-from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
-from typing import Any, Final
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Final, NamedTuple
 
 from askonce import Cache, control, in_upstream
 from askonce.control import NONE, current
@@ -29,8 +28,7 @@ _LONGEST_S: Final = 30 * 86_400
 _PLAIN: Final = wire.Directives()
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """One request to a model, as the cache sees it."""
 
     plan: wire.Plan
@@ -65,7 +63,7 @@ def asked_of(request: Any, options: Options) -> Asked | str:
     Never raises: what goes wrong here must not fail a call.
     """
     try:
-        headers = {str(name, "latin-1").lower(): str(value, "latin-1") for name, value in request.headers.raw}
+        headers = wire.read_headers(request.headers.raw, options.header_names)
         ours = [name for name in headers if name.startswith(wire.OWN_PREFIX)]
         for name in ours:
             del request.headers[name]
@@ -81,24 +79,17 @@ def asked_of(request: Any, options: Options) -> Asked | str:
 def _asked(request: Any, headers: dict[str, str], options: Options, *, plain: bool) -> Asked | str:
     url = request.url
     path, _, query = url.raw_path.decode("ascii").partition("?")
-    content = b""
-    with suppress(
-        Exception
-    ):  # RequestNotRead, of either library: a body that comes in pieces is none of ours
+    try:
         content = request.content
+    except Exception:  # noqa: BLE001  RequestNotRead, of either library: a body that comes in pieces is none of ours
+        content = b""
     scope: object = None
     if options.scope == "api_key":
-        scope = wire.credential(headers)
+        scope = wire.credential(headers, query)
     elif options.scope is not None:
         scope = options.scope(request)
-    call = wire.Call(
-        method=request.method,
-        origin=f"{url.scheme}://{url.netloc.decode('ascii')}",
-        path=path,
-        query=query,
-        headers=headers,
-        content=content,
-    )
+    origin = f"{url.scheme}://{url.netloc.decode('ascii')}"
+    call = wire.Call(request.method, origin, path, headers, content, query)
     plan = wire.plan(call, key_headers=options.key_headers, scope=scope)
     if isinstance(plan, str):
         return plan

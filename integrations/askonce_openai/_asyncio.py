@@ -32,7 +32,10 @@ class Asyncio:
         """Return the response to *request*; *send* is the way upstream, whose errors pass as they are."""
         if MARK in request.extensions:
             return await send(request)
-        asked = asked_of(request, self.options) if _in_asyncio() else "not-asyncio"
+        asked = asked_of(request, self.options)
+        if isinstance(asked, Asked) and not _in_asyncio():
+            asked = "no-asyncio-loop"
+            self._cache.bypass(asked)
         request.extensions[MARK] = True
         if isinstance(asked, str):
             return self._library.own(await send(request), status.bypass(asked))
@@ -159,8 +162,8 @@ class Asyncio:
 
 
 def _in_asyncio() -> bool:
+    """Return whether a task of asyncio runs here: trio's do not, and its guest mode borrows a loop without one."""
     try:
-        asyncio.get_running_loop()
-    except RuntimeError:  # trio's tasks
+        return asyncio.current_task() is not None
+    except RuntimeError:
         return False
-    return True

@@ -16,14 +16,14 @@ import importlib.machinery
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any, Final, Literal
+from typing import Any, Final, Unpack
 
 from askonce import Cache
 from askonce.errors import ConfigurationError
 
 from ._asyncio import Asyncio
 from ._library import NAMES, library
-from ._options import Options, Scope
+from ._options import Choices, Options
 from ._threads import Threads
 
 _SDK: Final = "x-stainless-lang"
@@ -77,31 +77,21 @@ class _Installation:
 _installed: _Installation | None = None
 
 
-def install(
-    url_or_cache: str | Cache | None = None,
-    *,
-    replay: Literal["verbatim", "coalesced"] = "verbatim",
-    fresh_ids: bool = False,
-    usage_on_hit: Literal["keep", "zero"] = "keep",
-    scope: Scope | None = None,
-    key_headers: Sequence[str] = (),
-) -> Callable[[], None]:
+def install(url_or_cache: str | Cache | None = None, **choices: Unpack[Choices]) -> Callable[[], None]:
     """
     Cache what every OpenAI or Anthropic client of this process asks; return a function that takes it back.
 
     For clients made before and after, by whomever.  Not for those on another transport than httpx's own (aiohttp):
-    ``wrap`` them.  The words are those of ``wrap``.  A second time changes nothing, with another cache or other
-    words it raises ConfigurationError.
+    ``wrap`` them.
+
+    ``replay="coalesced"`` gives stored streams in few large events; ``fresh_ids`` gives each hit ids of its own;
+    ``usage_on_hit="zero"`` is for meters.  ``scope``: ``"api_key"`` or a function of the HTTP request, where callers
+    must not share answers.  ``key_headers``: headers by which a gateway chooses the model.  See ``Choices``.
+
+    A second time changes nothing; with another cache, or other words, it raises ConfigurationError.
     """
     global _installed  # noqa: PLW0603  what is patched is the process's
-    options = Options.checked(
-        url_or_cache,
-        replay=replay,
-        fresh_ids=fresh_ids,
-        usage_on_hit=usage_on_hit,
-        scope=scope,
-        key_headers=key_headers,
-    )
+    options = Options.checked(url_or_cache, **choices)
     if _installed is None:
         _installed = _Installation(options)
         _installed.begin()

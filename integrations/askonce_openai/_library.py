@@ -15,6 +15,9 @@ from . import wire
 
 NAMES: Final = ("httpx", "httpx2")
 
+#: Of an answer that came over no connection.
+_EXTENSIONS: Final = {"http_version": b"HTTP/1.1", "reason_phrase": b"OK"}
+
 _ABSENT = b'{"error":{"message":"only-if-cached: not in the cache","type":"cache_miss","code":null}}'
 
 
@@ -92,9 +95,7 @@ class Library:
 
     def rendered(self, body: bytes, headers: Mapping[str, str], fields: Mapping[str, str]) -> Any:
         """Return an answer that was not received for this request."""
-        return self._response(
-            200, {**headers, **fields, "content-length": str(len(body))}, self._body(body), None
-        )
+        return self._response(200, self._headers({**headers, **fields}), self._body(body), _EXTENSIONS)
 
     def own(self, response: Any, word: str, body: bytes | None = None) -> Any:
         """Return an answer that was received for this request; with *body*, what was read of it."""
@@ -116,7 +117,7 @@ class Library:
 
     def _running(self, stream: Any, head: wire.Head | None, response: Any, word: str) -> Any:
         if head is not None:  # not the other's cookies and rate limits
-            return self._response(200, {**head.headers, status.FIELD: word}, stream, None)
+            return self._response(200, self._headers({**head.headers, status.FIELD: word}), stream, None)
         made = self._response(200, response.headers, stream, response.extensions)
         return self.own(made, word)
 
@@ -146,6 +147,10 @@ class Library:
             200, headers={"content-encoding": encoding}, content=raw
         ).content
         return content
+
+    def _headers(self, headers: Mapping[str, str]) -> Any:
+        """Return headers as they were received; without an encoding what is no ASCII would be an error."""
+        return self.module.Headers(headers, "utf-8")
 
     def _response(self, code: int, headers: Any, stream: Any, extensions: Any) -> Any:
         return self.module.Response(

@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar, Unpack
 
 from askonce import Cache
 from askonce.errors import ConfigurationError, MissingExtra
 
 from ._library import library_of
-from ._options import Options, Scope
+from ._options import Choices, Options
 from ._transport import put_around
 
 T = TypeVar("T")
 
 
-def wrap(
-    client: T,
-    url_or_cache: str | Cache | None = None,
-    *,
-    replay: Literal["verbatim", "coalesced"] = "verbatim",
-    fresh_ids: bool = False,
-    usage_on_hit: Literal["keep", "zero"] = "keep",
-    scope: Scope | None = None,
-    key_headers: Sequence[str] = (),
-) -> T:
+def wrap(client: T, url_or_cache: str | Cache | None = None, **choices: Unpack[Choices]) -> T:
     """
     Put a cache around the transports of an SDK's client, or of an httpx(2) client, in place; return the same client.
 
@@ -35,20 +26,13 @@ def wrap(
 
     ``replay="coalesced"`` gives stored streams in few large events; ``fresh_ids`` gives each hit ids of its own;
     ``usage_on_hit="zero"`` is for meters.  ``scope``: ``"api_key"`` or a function of the HTTP request, where callers
-    must not share answers.  ``key_headers``: headers by which a gateway chooses the model.
+    must not share answers.  ``key_headers``: headers by which a gateway chooses the model.  See ``Choices``.
 
     Raises ConfigurationError for what is no such client, or has another cache already.
     """
     http: Any = getattr(client, "_client", client)
     library = library_of(http)
-    options = Options.checked(
-        url_or_cache,
-        replay=replay,
-        fresh_ids=fresh_ids,
-        usage_on_hit=usage_on_hit,
-        scope=scope,
-        key_headers=key_headers,
-    )
+    options = Options.checked(url_or_cache, **choices)
     there = put_around(library, http, options)
     if there is not None and not there.same(options):
         raise ConfigurationError(
@@ -59,57 +43,28 @@ def wrap(
 
 
 def http_client(
-    url_or_cache: str | Cache | None = None,
-    *,
-    base: Callable[..., Any] | None = None,
-    replay: Literal["verbatim", "coalesced"] = "verbatim",
-    fresh_ids: bool = False,
-    usage_on_hit: Literal["keep", "zero"] = "keep",
-    scope: Scope | None = None,
-    key_headers: Sequence[str] = (),
-    **kwargs: Any,
+    url_or_cache: str | Cache | None = None, *, base: Callable[..., Any] | None = None, **words: Any
 ) -> Any:
     """
     Return an HTTP client with a cache, for ``OpenAI(http_client=...)`` and what takes one like it.
 
-    Made by *base* from *kwargs*: by default the SDK's own ``DefaultHttpxClient``, whose limits, timeouts and
-    redirects it keeps; openai's if that is installed, else anthropic's, else httpx2's or httpx's ``Client``.
-    The other words are those of ``wrap``.
+    Made by *base*: by default the SDK's own ``DefaultHttpxClient``, whose limits, timeouts and redirects it keeps;
+    openai's if that is installed, else anthropic's, else httpx2's or httpx's ``Client``.  The *words* are those of
+    ``wrap`` (``Choices``), and any that *base* takes.
     """
-    made = (base or _default("DefaultHttpxClient", "Client"))(**kwargs)
-    return wrap(
-        made,
-        url_or_cache,
-        replay=replay,
-        fresh_ids=fresh_ids,
-        usage_on_hit=usage_on_hit,
-        scope=scope,
-        key_headers=key_headers,
-    )
+    return _made(base or _default("DefaultHttpxClient", "Client"), url_or_cache, words)
 
 
 def async_http_client(
-    url_or_cache: str | Cache | None = None,
-    *,
-    base: Callable[..., Any] | None = None,
-    replay: Literal["verbatim", "coalesced"] = "verbatim",
-    fresh_ids: bool = False,
-    usage_on_hit: Literal["keep", "zero"] = "keep",
-    scope: Scope | None = None,
-    key_headers: Sequence[str] = (),
-    **kwargs: Any,
+    url_or_cache: str | Cache | None = None, *, base: Callable[..., Any] | None = None, **words: Any
 ) -> Any:
     """Do what ``http_client`` does, for ``AsyncOpenAI(http_client=...)``."""
-    made = (base or _default("DefaultAsyncHttpxClient", "AsyncClient"))(**kwargs)
-    return wrap(
-        made,
-        url_or_cache,
-        replay=replay,
-        fresh_ids=fresh_ids,
-        usage_on_hit=usage_on_hit,
-        scope=scope,
-        key_headers=key_headers,
-    )
+    return _made(base or _default("DefaultAsyncHttpxClient", "AsyncClient"), url_or_cache, words)
+
+
+def _made(base: Callable[..., Any], url_or_cache: str | Cache | None, words: dict[str, Any]) -> Any:
+    choices = {name: words.pop(name) for name in Choices.__annotations__ if name in words}
+    return wrap(base(**words), url_or_cache, **choices)
 
 
 def _default(of_sdk: str, of_library: str) -> Callable[..., Any]:

@@ -8,9 +8,9 @@ What the model APIs say on the wire, as values: no HTTP library, no Redis, no ev
 Nothing here raises on what comes from outside, be it a request, an answer or a stored entry.
 """
 
-from .directives import OWN_PREFIX, Directives, directives
+from .directives import Directives, directives
 from .entry import CODEC, KEPT_HEADERS, Entry, Head, head
-from .headers import Headers, checked_key_headers, credential
+from .headers import OWN_PREFIX, Headers, checked_key_headers, credential, header_names, read_headers
 from .plan import Api, Call, Plan, plan
 from .record import is_whole, record
 from .render import Hits, Rendered, render
@@ -34,8 +34,10 @@ __all__ = [
     "credential",
     "directives",
     "head",
+    "header_names",
     "is_whole",
     "plan",
+    "read_headers",
     "record",
     "render",
 ]

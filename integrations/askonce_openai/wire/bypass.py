@@ -18,14 +18,36 @@ _REQUIRED: Final = {
     "messages": ("model", "messages", "max_tokens"),
 }
 
+# Without any of these a request depends on nothing but itself.
+_TELLING: Final = frozenset(
+    {
+        "background",
+        "container",
+        "conversation",
+        "max_tokens",
+        "mcp_servers",
+        "modalities",
+        "previous_response_id",
+        "prompt",
+        "prompt_cache_options",
+        "store",
+        "thread",
+        "tools",
+        "web_search_options",
+    }
+)
+
 # Tools that the caller runs; a tool without a type is Anthropic's for the same.
 _OWN_TOOLS: Final = ("function", "custom", None)
 
 
 def has_shape(body: object, api: str) -> TypeGuard[dict[str, Any]]:
     """Return whether *body* is a request of this API, as far as can be told."""
-    if not isinstance(body, dict) or any(_is_blank(body.get(name)) for name in _REQUIRED[api]):
+    if not isinstance(body, dict):
         return False
+    for name in _REQUIRED[api]:
+        if _is_blank(body.get(name)):
+            return False
     if api == "responses":
         if not _is_blank(prompt := body.get("prompt")):
             return isinstance(prompt, dict)
@@ -36,11 +58,13 @@ def has_shape(body: object, api: str) -> TypeGuard[dict[str, Any]]:
 
 
 def _is_blank(value: object) -> bool:
-    return value is None or value in ("", [], {})
+    return not value and (value is None or value in ("", [], {}))
 
 
 def stateful(api: str, body: dict[str, Any]) -> str | None:
     """Return in one word why the answer depends on more than this request, or is wanted upstream; None if not."""
+    if _TELLING.isdisjoint(body):
+        return None
     if body.get("store") is True:
         return "store"
     if api == "responses":

@@ -15,10 +15,7 @@ from askonce import ConfigurationError
 from askonce.control import Control
 from askonce.policy import seconds
 
-from .headers import Headers
-
-#: Headers that start like this are ours.
-OWN_PREFIX: Final = "x-askonce-"
+from .headers import OWN_PREFIX, Headers
 
 # RFC 9111, 1.2.2: a greater number counts as this; ten years is the longest duration of the core.
 _LONGEST: Final = 3650 * 86_400.0

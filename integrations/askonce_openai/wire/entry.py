@@ -7,14 +7,14 @@ writes what the leader of a running answer publishes: its head, then its chunks.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
+import ormsgpack
+
 from .headers import Headers
 from .plan import Plan
-from .sse import compact
 
 #: What is stored, and given to followers, of an answer's headers: no cookie, no rate limit of another caller.
 KEPT_HEADERS: Final = (
@@ -27,7 +27,8 @@ KEPT_HEADERS: Final = (
     "date",
 )
 
-_FORMAT: Final = 1
+#: Of what is written here; what has another number is a miss.
+_FORMAT: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,52 +72,45 @@ Part: TypeAlias = Entry | Head | bytes
 
 
 class _Codec:
-    """One letter that says which, then the thing; no base64, no JSON inside JSON."""
+    """MessagePack: a list that begins with its format, or the bytes of a chunk.  Bodies stand in it as they are."""
 
     name = "http"
 
     def encode(self, value: Part) -> bytes:
         match value:
             case Entry():
-                about = {
-                    "v": _FORMAT,
-                    "form": value.form,
-                    "headers": dict(value.headers),
-                    "usage": [value.usage_asked, value.usage_seen],
-                    "length": len(value.body),
-                }
-                return b"E" + compact(about) + b"\n" + value.body
+                usage = [value.usage_asked, value.usage_seen]
+                return ormsgpack.packb([_FORMAT, value.form, dict(value.headers), *usage, value.body])
             case Head():
                 asked = [value.stream, value.wants_usage]
-                return b"H" + compact({"v": _FORMAT, "headers": dict(value.headers), "asked": asked})
+                return ormsgpack.packb([_FORMAT, "head", dict(value.headers), *asked])
             case _:
-                return b"C" + value
+                return ormsgpack.packb(value)
 
     def decode(self, data: bytes) -> Part:
-        """Return what was written; raise ValueError for anything else."""
-        kind, rest = data[:1], data[1:]
-        if kind == b"C":
-            return rest
-        line, _, body = rest.partition(b"\n")
-        about = json.loads(line)
-        match kind, about:
-            case b"E", {
-                "v": 1,
-                "form": "json" | "sse" as form,
-                "headers": dict(headers),
-                "usage": [bool(asked), bool(seen)],
-                "length": int(length),
-            } if _texts(headers) and length == len(body):  # half an answer is none
-                return Entry(form, body, headers, asked, seen)
-            case b"H", {"v": 1, "headers": dict(headers), "asked": [bool(stream), bool(usage)]} if _texts(
-                headers
-            ):
-                return Head(headers, stream, usage)
+        """Return what was written; raise ValueError for anything else, half an answer included."""
+        # "dict() as headers", since "dict(headers)" takes CPython 3.11 ten times as long.
+        match ormsgpack.unpackb(data):
+            case bytes() as chunk:
+                return chunk
+            case [
+                2,
+                "json" | "sse" as form,
+                dict() as headers,
+                bool() as asked,
+                bool() as seen,
+                bytes() as body,
+            ]:
+                if _are_texts(headers):
+                    return Entry(form, body, headers, asked, seen)
+            case [2, "head", dict() as headers, bool() as stream, bool() as usage]:
+                if _are_texts(headers):
+                    return Head(headers, stream, usage)
         raise ValueError("not written by this version")
 
 
-def _texts(given: dict[Any, Any]) -> bool:
-    return all(isinstance(value, str) for value in given.values())
+def _are_texts(headers: dict[str, Any]) -> bool:
+    return {str}.issuperset(map(type, headers.values()))  # the names are: another key is no map here
 
 
 #: Writes and reads what adapters of this package give to the core (an ``askonce.Codec``).

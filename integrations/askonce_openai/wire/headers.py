@@ -29,6 +29,13 @@ KEY_HEADERS: Final = (
     "anthropic-version",
 )
 
+#: Headers that start like this are ours.
+OWN_PREFIX: Final = "x-askonce-"
+_OWN: Final = OWN_PREFIX.encode()
+
+# What says how the answer is wanted, and from where.
+_ASKING: Final = ("accept-encoding", "cache-control")
+
 _CREDENTIALS: Final = (
     "authorization",
     "api-key",  # Azure
@@ -44,6 +51,25 @@ _IN_QUERY: Final = frozenset(
 )
 
 
+def header_names(further: Iterable[str], *, credentials: bool) -> frozenset[bytes]:
+    """Return the names of the headers that are looked at, with *further* ones in the key; ours are not among them."""
+    names = (*KEY_HEADERS, *_ASKING, *further, *(_CREDENTIALS if credentials else ()))
+    return frozenset(name.encode("latin-1") for name in names)
+
+
+def read_headers(sent: Iterable[tuple[bytes, bytes]], names: frozenset[bytes]) -> dict[str, str]:
+    """Return the headers with these *names*, and ours, of all that are *sent*: most concern nobody here."""
+    lines = [
+        (str(lower, "latin-1"), str(value, "latin-1"))
+        for name, value in sent
+        if (lower := name.lower()) in names or lower.startswith(_OWN)
+    ]
+    found = dict(lines)
+    if len(found) < len(lines):  # several lines of one name are one list: RFC 9110, 5.3
+        found = {name: ", ".join(value for other, value in lines if other == name) for name in found}
+    return found
+
+
 def credential(headers: Headers, query: str = "") -> str:
     """Return a digest of whatever authenticates the caller; empty if nothing does."""
     given = [(name, value) for name in _CREDENTIALS if (value := headers.get(name))]
@@ -57,7 +83,13 @@ def checked_key_headers(names: Iterable[str]) -> tuple[str, ...]:
     """Return the further headers that go into the key, in lower case; raise ConfigurationError for a credential."""
     if isinstance(names, str):
         raise ConfigurationError(f"key_headers={names!r} is text: give a list of names, such as [{names!r}]")
-    lower = tuple(name.lower() for name in names)
+    given = tuple(names)
+    for name in given:
+        if not isinstance(name, str) or not name.isascii():
+            raise ConfigurationError(
+                f"key_headers: {name!r} is no name of a header: give text such as 'x-route'"
+            )
+    lower = tuple(name.lower() for name in given)
     for name in lower:
         if name in _NEVER_KEYED:
             raise ConfigurationError(

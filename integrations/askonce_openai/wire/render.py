@@ -16,7 +16,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from askonce import ConfigurationError
 
@@ -55,8 +55,7 @@ class Hits:
             raise ConfigurationError(f"fresh_ids={self.fresh_ids!r}: give True or False")
 
 
-@dataclass(frozen=True, slots=True)
-class Rendered:
+class Rendered(NamedTuple):
     """The answer to this request; ``headers`` are those that were stored, with the content-type of this form."""
 
     body: bytes
@@ -85,8 +84,9 @@ def render(plan: Plan, entry: object, hits: Hits = AS_RECEIVED, *, token: str = 
     except UNREADABLE:
         return None
     form: Literal["json", "sse"] = "sse" if plan.stream else "json"
-    content_type = entry.headers.get("content-type") if entry.form == form else None
-    return Rendered(body, {**entry.headers, "content-type": content_type or _TYPES[form]})
+    if entry.form == form and "content-type" in entry.headers:
+        return Rendered(body, entry.headers)
+    return Rendered(body, {**entry.headers, "content-type": _TYPES[form]})
 
 
 def _as_json(plan: Plan, entry: Entry) -> bytes | None:

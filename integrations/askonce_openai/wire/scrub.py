@@ -22,6 +22,8 @@ ECHOED: Final = (
     "prompt_cache_diagnostics",
 )
 
+_ECHOED: Final = frozenset(ECHOED)
+
 # Padding against traffic analysis, of no use in a replay.
 _PADDING: Final = "obfuscation"
 
@@ -55,7 +57,7 @@ def fill(api: str, value: Json, body: Mapping[str, Any]) -> None:
 
 def is_echoed(body: Mapping[str, Any]) -> bool:
     """Return whether the request *body* holds anything that an answer may echo."""
-    return any(body.get(name) is not None for name in ECHOED)
+    return not _ECHOED.isdisjoint(body) and any(body.get(name) is not None for name in ECHOED)
 
 
 def _holders(value: Json) -> list[Json]:

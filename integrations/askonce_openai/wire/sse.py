@@ -15,6 +15,9 @@ from .plan import Plan
 
 _BOM: Final = b"\xef\xbb\xbf"
 
+# json.dumps makes one for each call.
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
 #: What chat and completions send after the last chunk.
 DONE: Final = b"data: [DONE]\n\n"
 
@@ -81,7 +84,7 @@ def written(value: object, name: str = "") -> bytes:
 def compact(value: object) -> bytes:
     """Return *value* as JSON, as the APIs write it: UTF-8, no blanks; raise ValueError for what JSON cannot say."""
     try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+        return _ENCODER.encode(value).encode()
     except UnicodeEncodeError:  # a lone surrogate, which has no UTF-8
         return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
 

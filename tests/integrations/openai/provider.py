@@ -12,6 +12,7 @@ The model's name steers it, and parts can be combined ("m-held-429"):
     m-nodone     a stream without [DONE]             m-nousage    include_usage is ignored
     m-gzip       compressed                          m-obf        padded chunks
     m-ratelim    cookies and rate limits             m-bykey      refuses who has the key "bad" with 429
+    m-accent     a header that is no ASCII
 
 Every answer carries a number, so that a fresh answer never equals an older one.
 """
@@ -279,6 +280,8 @@ def _headers(number: int, model: str) -> dict[str, str]:
     }
     if "ratelim" in model:
         headers |= {"set-cookie": "__cf_bm=zzz; path=/", "x-ratelimit-remaining-requests": "7"}
+    if "accent" in model:
+        headers["openai-model"] = "modèle"
     return headers
 
 

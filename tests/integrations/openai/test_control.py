@@ -255,6 +255,15 @@ def test_scope_by_credential(client, provider):
     assert provider.calls["chat"] == 2
 
 
+def test_scope_by_a_credential_in_the_query(client, provider):
+    """As some gateways take it; like any other it is not in the key, but in the scope."""
+    words = {"options": {"scope": "api_key"}}
+    first, second = (client(default_query={"key": name}, **words) for name in ("one", "two"))
+    assert ask(first) == ask(first)
+    assert ask(second) != ask(first)
+    assert provider.calls["chat"] == 2
+
+
 def test_scope_by_function(client, provider):
     made = client(options={"scope": lambda request: request.headers.get("x-tenant", "")})
     for tenant in ("a", "b", "a"):
@@ -268,6 +277,18 @@ def test_a_scope_function_that_fails_fails_no_call(client, provider, cache):
     ask(made)
     assert (provider.calls["chat"], entries(cache)) == (2, 0)
     assert cache.stats().bypass_reasons == {"error": 2}
+
+
+def test_a_header_of_several_lines_counts_whole(provider, lib, cache):
+    """Each line names another behaviour that is asked for."""
+    http = askonce_openai.wrap(lib.Client(), cache)
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    calls = []
+    for lines in (("a", "c"), ("b", "c"), ("a", "c"), ("a, c",)):
+        betas = [("openai-beta", line) for line in lines]
+        http.post(provider.url + "/v1/chat/completions", json=body, headers=betas)
+        calls.append(provider.calls["chat"])
+    assert calls == [1, 2, 2, 2]
 
 
 def test_key_headers(client, provider):
@@ -286,8 +307,11 @@ def test_key_headers(client, provider):
         {"fresh_ids": "yes"},
         {"scope": "tenant"},
         {"key_headers": ["Authorization"]},
+        {"key_headers": ["x-routé"]},
+        {"key_headers": [7]},
+        {"key_headers": "x-route"},
     ],
-    ids=lambda words: next(iter(words)),
+    ids=str,
 )
 def test_a_wrong_word_is_refused_where_it_is_given(lib, words):
     http = lib.Client()

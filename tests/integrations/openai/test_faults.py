@@ -7,7 +7,7 @@ import logging
 import openai
 import pytest
 import redis
-from tests.integrations.openai.kit import ask, ask_raw, atext, entries, flights, text
+from tests.integrations.openai.kit import ask, ask_raw, atext, entries, flights, status_of, text
 
 from askonce import BackendUnavailable, Cache
 
@@ -71,6 +71,21 @@ def test_connections_are_used_again(client, lib):
     pool = made._client._transport._inner._pool
     assert len(pool.connections) <= 2
     assert all(connection.is_idle() for connection in pool.connections)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_headers_beyond_ascii_fail_no_hit(client, provider, stream):
+    """HTTP allows them, if barely; who follows and who is given a hit have them as they were received."""
+    made, form = client(), {"model": "m-accent", "stream": stream}
+    first, second = ask_raw(made, **form), ask_raw(made, **form)
+    answers = [raw.parse() for raw in (first, second)]
+    one, other = (text(answer) if stream else answer.choices[0].message.content for answer in answers)
+    third = ask_raw(made, **form)
+    assert ("collapsed" if stream else "; hit") in status_of(second)
+    assert "; hit" in status_of(third)
+    assert {raw.headers["openai-model"] for raw in (first, second, third)} == {"modèle"}
+    assert one == other
+    assert provider.calls["chat"] == 1
 
 
 @pytest.mark.parametrize("stream", [False, True])

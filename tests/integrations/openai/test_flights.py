@@ -119,6 +119,65 @@ def test_threads_read_along_a_running_stream(client, provider, threads):
     assert (provider.calls["chat"], flights(made)) == (1, 0)
 
 
+STREAM = {"stream": True}
+WITH_USAGE = {"stream": True, "stream_options": {"include_usage": True}}
+
+
+def said(made, form):
+    """Ask in this form; return the text of the answer."""
+    answer = ask(made, **HELD, **form)
+    return text(answer) if form else answer.choices[0].message.content
+
+
+@pytest.mark.parametrize(
+    ("led", "asked"),
+    [({}, STREAM), ({}, WITH_USAGE), (WITH_USAGE, {})],
+    ids=["json-stream", "json-usage", "usage-json"],
+)
+def test_another_form_is_made_of_the_whole_answer(client, provider, cache, threads, boarded, led, asked):
+    """Who asks for it waits until that is there: one call, whichever form leads."""
+    made, seats = client(), boarded(stream=False)
+    first = threads.submit(said, made, led)
+    provider.wait_for_calls(1)
+    second = threads.submit(said, made, asked)
+    seats.wait_for(2)
+    provider.release()
+    assert first.result(PATIENCE) == second.result(PATIENCE)
+    assert (provider.calls["chat"], entries(cache), flights(made)) == (1, 1, 0)
+
+
+def test_a_whole_answer_that_a_stream_cannot_make_is_asked_for_after_it(
+    client, provider, cache, threads, boarded
+):
+    """A typed usage would be None."""
+    made, seats = client(), boarded(stream=False)
+    first = threads.submit(said, made, STREAM)
+    provider.wait_for_calls(1)
+    second = threads.submit(ask, made, **HELD)
+    seats.wait_for(2)
+    provider.release()
+    provider.wait_for_calls(2)
+    provider.release()
+    assert first.result(PATIENCE).endswith("w6 ")
+    assert second.result(PATIENCE).usage.total_tokens
+    assert (provider.calls["chat"], entries(cache), flights(made)) == (2, 1, 0)
+
+
+@pytest.mark.parametrize(
+    "forms", [(STREAM, WITH_USAGE), (WITH_USAGE, STREAM)], ids=["plain first", "usage first"]
+)
+def test_streams_with_and_without_usage_hold_up_none(client, provider, cache, threads, forms):
+    """Neither can be read as the other: both reach the model, with no chunk of either there yet."""
+    made = client()
+    asked = []
+    for count, form in enumerate(forms, 1):
+        asked.append(threads.submit(said, made, form))
+        provider.wait_for_calls(count)
+    provider.release()
+    assert all(future.result(PATIENCE).endswith("w6 ") for future in asked)
+    assert (provider.calls["chat"], entries(cache), flights(made)) == (2, 1, 0)
+
+
 def test_a_follower_gets_none_of_the_leaders_cookies(client, provider, threads):
     made, begun = client(), Gathering()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
+import sys
 from typing import Any
 
 import pytest
@@ -229,6 +231,28 @@ def test_the_key_never_contains_a_credential(secret: str, carrier: str, api: str
     assert "api-version=1" in made.request.body["query"]  # type: ignore[index]
 
 
+NAME = st.sampled_from(
+    ["OpenAI-Beta", "openai-beta", "X-Route", "x-askonce-ttl", "X-Askonce-Tags", "Cookie", "x"]
+)
+
+
+@example_of(st.lists(st.tuples(NAME, st.text("ab, =", max_size=4)), max_size=6))
+def test_headers_are_read_as_the_library_reads_them(sent: list[tuple[str, str]]) -> None:
+    """In any case, and all lines of one name together; but no others than are asked for."""
+    headers = pytest.importorskip("httpx").Headers(sent)
+    found = wire.read_headers(headers.raw, wire.header_names(["x-route"], credentials=False))
+    asked = {"openai-beta", "x-route", "x-askonce-ttl", "x-askonce-tags"}
+    assert found == {name: headers[name] for name in asked & set(headers)}
+
+
+def test_credentials_are_read_only_to_keep_callers_apart() -> None:
+    """Otherwise they are not even looked at."""
+    sent = [(b"Authorization", b"Bearer sk-1"), (b"API-Key", b"sk-2")]
+    assert wire.read_headers(sent, wire.header_names([], credentials=False)) == {}
+    found = wire.read_headers(sent, wire.header_names([], credentials=True))
+    assert found == {"authorization": "Bearer sk-1", "api-key": "sk-2"}
+
+
 def test_who_has_another_credential_shares_the_answer() -> None:
     """Tokens rotate; with a scope each has its own."""
     one, other = ({"authorization": f"Bearer {name}"} for name in "ab")
@@ -376,6 +400,53 @@ def test_no_body_raises(api: str, body: dict[str, Any]) -> None:
 def test_no_content_raises(api: str, content: bytes) -> None:
     """Nor do bytes that are no JSON at all."""
     assert planned(api, content=content) in {"not-json", "shape"}
+
+
+def by_either_parser(content: bytes) -> list[wire.Plan | str]:
+    """Return what is made of *content* with the SDKs' JSON parser, and without it."""
+    found = []
+    for parser in (importlib.import_module("jiter").from_json, json.loads):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys.modules[wire.Plan.__module__], "from_json", parser)
+            found.append(planned(content=content))
+    return found
+
+
+@settings(deadline=None)
+@example_of(st.dictionaries(NAMES, JSONS), st.booleans())
+def test_the_parser_is_not_in_the_key(body: dict[str, Any], escaped: bool) -> None:
+    """A process that has the SDK, and one that has not, read the same."""
+    content = json.dumps({**BODY["chat"], **body}, ensure_ascii=escaped).encode()
+    one, other = by_either_parser(content)
+    assert repr(one) == repr(other)  # NaN is not equal to itself; 1 and 1.0 are told apart
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        r'"\ud800"',
+        r'"\u0000\uD83D\uDE00"',
+        "123456789012345678901234567890",
+        "-0",
+        "-0.0",
+        "1e400",
+        "1E5",
+        "4.35",
+        "0.1e-6",
+        "2.2250738585072011e-308",
+        "9007199254740993.0",
+        "Infinity",
+        '{"a": 1, "a": 2}',
+        "[" * 300 + "]" * 300,
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_what_a_parser_cannot_read_the_other_does(value: str, encoding: str) -> None:
+    """Lone surrogates, a byte order mark, deep nesting."""
+    content = f'{{"model": "m", "messages": [1], "x": {value}}}'.encode(encoding)
+    one, other = by_either_parser(content)
+    assert isinstance(one, wire.Plan)
+    assert repr(one) == repr(other)
 
 
 # --- what headers ask ---------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import json
 import re
 from typing import Any
 
+import ormsgpack
 import pytest
 from hypothesis import example, settings
 from hypothesis import given as example_of
@@ -277,7 +278,8 @@ def test_no_damaged_stream_raises(case: str, place: int, damage: bytes) -> None:
 
 @settings(deadline=None)
 @example_of(
-    st.binary(max_size=60), st.sampled_from([b"", b"E", b"H", b"C", b'E{"v":1,"form":"json"}\n', b'H{"v":1}'])
+    st.binary(max_size=60),
+    st.sampled_from([b"", b"\x96\x02\xa4json", b"\x95\x02\xa4head", b"\xc4", b"\xc4\x03"]),
 )
 def test_a_foreign_entry_is_unreadable(data: bytes, start: bytes) -> None:
     """The codec raises ValueError, which the core takes for a miss, or gives what it may have written."""
@@ -313,12 +315,19 @@ def test_what_is_written_is_read(value: Any) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        b'E{"v":2,"form":"json","headers":{},"usage":[false,false]}\nx',
-        b'E{"v":1,"form":"xml","headers":{},"usage":[false,false]}\nx',
-        b'E{"v":1,"form":"json","headers":{"a":7},"usage":[false,false]}\nx',
-        b'E{"v":1,"form":"json","headers":{},"usage":[0,1]}\nx',
-        b'H{"v":1,"headers":{},"asked":[true]}',
-        b"Z",
+        b'E{"v":1,"form":"json","headers":{},"usage":[false,false],"length":1}\nx',  # the first format
+        b'H{"v":1,"headers":{},"asked":[true,true]}',
+        b"Cdata: {}",
+        ormsgpack.packb([3, "json", {}, False, False, b"x"]),
+        ormsgpack.packb([2, "xml", {}, False, False, b"x"]),
+        ormsgpack.packb([2, "json", {"a": 7}, False, False, b"x"]),
+        ormsgpack.packb([2, "json", {}, 0, 1, b"x"]),
+        ormsgpack.packb([2, "json", {}, False, False, "x"]),
+        ormsgpack.packb([2, "json", {}, False, False]),
+        ormsgpack.packb([2, "json", {}, False, False, b"x"])[:-1],
+        ormsgpack.packb([2, "head", {}, True]),
+        ormsgpack.packb([2, "head", {"a": None}, True, True]),
+        ormsgpack.packb({"v": 2}),
         b"",
     ],
 )
@@ -331,7 +340,7 @@ def test_what_another_version_wrote_is_not_read(data: bytes) -> None:
 def test_an_entry_holds_the_body_as_it_is() -> None:
     """No base64, no JSON inside JSON."""
     body = json.dumps(chat(), indent=1).encode()
-    assert wire.CODEC.encode(wire.Entry("json", body, {"content-type": "x"})).endswith(b"\n" + body)
+    assert wire.CODEC.encode(wire.Entry("json", body, {"content-type": "x"})).endswith(body)
 
 
 # --- events -------------------------------------------------------------------------------------------------------

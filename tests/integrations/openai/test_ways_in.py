@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import openai
 import pytest
-from tests.integrations.openai.kit import ask, atext
+from tests.integrations.openai.kit import ask, ask_raw, atext, entries, status_of
 
 import askonce_openai
 from askonce import AsyncCache, Cache, ConfigurationError
@@ -146,14 +148,60 @@ def test_a_body_that_comes_in_pieces_passes(provider, lib, cache):
     assert "bypass" in answer.headers["cache-status"]
 
 
-def test_trio_passes(provider, lib, cache):
-    """It has no event loop of asyncio: the cache steps aside."""
+def test_trio_passes(provider, cache, client):
+    """It runs no task of asyncio: the cache steps aside, and says so."""
     trio = pytest.importorskip("trio")
+    made = client(openai.AsyncOpenAI)
 
     async def main():
-        async with askonce_openai.wrap(lib.AsyncClient(), cache) as http:
-            body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
-            return await http.post(provider.url + "/v1/chat/completions", json=body)
+        raws = [await ask_raw(made, extra_headers={"x-askonce-ttl": "1h"}) for _ in range(2)]
+        async with await ask(made, stream=True) as stream:
+            streamed = await atext(stream)
+        vectors = await made.embeddings.create(model="m", input=["a", "b"])
+        await made.close()
+        return [status_of(raw) for raw in raws], streamed[:7], len(vectors.data)
 
-    answer = trio.run(main)
-    assert answer.headers["cache-status"] == 'askonce; fwd=bypass; detail="not-asyncio"'
+    status = 'askonce; fwd=bypass; detail="no-asyncio-loop"'
+    assert trio.run(main) == ([status, status], "answer-", 2)
+    assert provider.calls["chat"] == 3
+    assert not any(name.startswith("x-askonce-") for seen in provider.seen for name in seen["headers"])
+    assert cache.stats().bypass_reasons == {"no-asyncio-loop": 4}
+    assert entries(cache) == 0
+
+
+def test_what_asyncio_lends_its_loop_to_passes(provider, cache, lib):
+    """A loop runs under trio's guest mode too; what matters is whether a task of asyncio waits here."""
+    http = askonce_openai.wrap(lib.AsyncClient(), cache)
+    transport = http._transport
+    request = lib.Request(
+        "POST", provider.url + "/v1/chat/completions", json={"model": "m", "messages": [{"role": "user"}]}
+    )
+    sent = []
+
+    async def send(given):
+        sent.append(given)
+        return lib.Response(200)
+
+    async def main():
+        def step():
+            with pytest.raises(StopIteration):  # driven by hand, as another library's scheduler does
+                transport.askonce.handle(request, send).send(None)
+
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+        loop.call_soon(lambda: (step(), done.set_result(None)))
+        await done
+
+    asyncio.run(main())
+    assert sent == [request]
+    assert cache.stats().bypass_reasons == {"no-asyncio-loop": 1}
+
+
+@pytest.mark.parametrize("way", ["wrap", "install", "http_client", "async_http_client"])
+def test_a_word_that_is_not_known_is_refused(way, cache, provider):
+    """Misspelt, it would be left out in silence."""
+    first = (plain(provider),) if way == "wrap" else ()
+    with pytest.raises(TypeError, match="fresh_id"):
+        getattr(askonce_openai, way)(*first, cache, fresh_id=True)
+    with pytest.raises(ConfigurationError, match="replay="):
+        getattr(askonce_openai, way)(*first, cache, replay="slow")

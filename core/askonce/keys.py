@@ -209,21 +209,30 @@ DIGEST_LENGTH: Final = 27
 # --- the fingerprint ----------------------------------------------------------------------------------------------
 
 
+_MOST_KINDS: Final = 64
+
+
 class Fingerprints:
     """Fingerprints under one version and scope.  Immutable and safe to share between threads."""
 
-    __slots__ = ("_plain", "_scope_form", "scope", "version")
+    __slots__ = ("_plain", "_scope_form", "_started", "scope", "version")
 
     def __init__(self, version: str, scope: Mapping[str, object]) -> None:
         self.version = version
         self.scope = dict(scope)
         self._scope_form = check_scope(scope)
+        self._started: dict[str, hashlib.blake2b] = {}
         self._plain = self._start(PLAIN)
 
     def _start(self, kind: str) -> hashlib.blake2b:
+        """Return the state that every digest of *kind* begins with; to be copied."""
+        if (started := self._started.get(kind)) is not None:
+            return started
         state = hashlib.blake2b(digest_size=20)
         for part in (kind.encode(), self.version.encode(), self._scope_form):
             state.update(len(part).to_bytes(8, "big") + part)
+        if len(self._started) < _MOST_KINDS:  # kinds are few; who makes one of each request gains nothing
+            self._started[kind] = state
         return state
 
     def within(self, parts: Mapping[str, object]) -> Fingerprints:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from llama_index.core.base.llms.types import ChatResponse, TextBlock, ThinkingBlock
+from llama_index.core.base.llms.types import ChatResponse, TextBlock
 
 from askonce import Refused
 
+from ._blocks import ThinkingBlock
 from ._codec import Entry, text_of
 
 _CUT: Final = frozenset(

@@ -130,6 +130,7 @@ def _make(cls: type[Any], cache: Cache, count_tokens_on_hit: bool) -> type[Any]:
         "__askonce_cache__": cache,
         "__askonce_counts_tokens__": count_tokens_on_hit,
         "__askonce_spans__": {},
+        "__askonce_dispatchers__": {},
     }
     if issubclass(cls, BaseLLM):
         names.update({method.name: _override(method) for method in METHODS})
@@ -153,10 +154,10 @@ def _override(method: Method) -> Callable[..., Any]:
     ]
 
     def override(self: Any, *args: Any, **kwargs: Any) -> Any:
-        parent, cache = _parent(self, method.name), cache_of(self)
+        cache: Cache | None = type(self).__askonce_cache__
         if cache is None:
-            return parent(*args, **kwargs)
-        return answer(ModelCall(cache, self, method, parent, args, kwargs))
+            return _parent(self, method.name)(*args, **kwargs)
+        return answer(ModelCall(cache, self, method, _parent, args, kwargs))
 
     async def aoverride(self: Any, *args: Any, **kwargs: Any) -> Any:
         return await override(self, *args, **kwargs)

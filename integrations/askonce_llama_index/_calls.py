@@ -69,12 +69,12 @@ class ModelCall:
         cache: Cache,
         model: BaseLLM,
         method: Method,
-        parent: Callable[..., Any],
+        parent_of: Callable[[BaseLLM, str], Callable[..., Any]],
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> None:
         self.cache, self.model, self.method = cache, model, method
-        self._parent, self._args, self._kwargs = parent, args, kwargs
+        self._parent_of, self._args, self._kwargs = parent_of, args, kwargs
 
     def request(self) -> Request | None:
         """Return the request; None if this call is to pass uncached."""
@@ -92,12 +92,12 @@ class ModelCall:
 
     def parent(self) -> Any:
         """Call the method as LlamaIndex has it."""
-        return self._parent(*self._args, **self._kwargs)
+        return self._parent_of(self.model, self.method.name)(*self._args, **self._kwargs)
 
     def snapshot(self) -> ModelCall:
         """Return this call with arguments of its own, for later."""
         args, kwargs = copy.deepcopy((self._args, dict(self._kwargs)))
-        return ModelCall(self.cache, self.model, self.method, self._parent, args, kwargs)
+        return ModelCall(self.cache, self.model, self.method, self._parent_of, args, kwargs)
 
     def verify(self, request: Request) -> None:
         """Raise if this call is not what *request* says: the caller has changed a message, or the model."""

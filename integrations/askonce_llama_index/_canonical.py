@@ -18,19 +18,18 @@ from typing import Any, Final
 
 from llama_index.core.base.llms.types import (
     AudioBlock,
-    BaseContentBlock,
     ChatMessage,
     DocumentBlock,
     ImageBlock,
     TextBlock,
-    ToolCallBlock,
-    VideoBlock,
 )
 from llama_index.core.prompts import BasePromptTemplate
 from pydantic import BaseModel, SecretBytes, SecretStr
 
 from askonce import Uncacheable, Verbatim
 from askonce.keys import canonical
+
+from ._blocks import ToolCallBlock, VideoBlock, is_block
 
 #: Types whose values are their own form.
 SCALARS: Final = frozenset((str, int, float, bool, type(None)))
@@ -123,7 +122,7 @@ def _class(value: type[Any]) -> dict[str, object]:
 def _object(value: object) -> object:
     if isinstance(value, ChatMessage):
         return {"$message": _message(value, Ids())}
-    if isinstance(value, BaseContentBlock):
+    if is_block(value):
         return {"$block": _block(value, Ids())}
     if isinstance(value, BasePromptTemplate):
         return {"$template": value.get_template(), "$n": type(value).__name__}
@@ -198,19 +197,19 @@ def _tool_call(call: object, ids: Ids) -> object:
     return form
 
 
-def _block(block: object, ids: Ids) -> object:
+def _block(block: Any, ids: Ids) -> object:
     """Return the form of a block: text is itself, any other a mapping."""
     if type(block) is TextBlock:
         return block.text
-    if not isinstance(block, BaseContentBlock):
+    if not is_block(block):
         raise Uncacheable(f"messages: a {type(block).__qualname__} is no block of a message")
     if type(block) in _MEDIA:
         return _media(block, _MEDIA[type(block)])
     form: dict[str, object] = {
         name: _block(value, ids)
-        if isinstance(value, BaseContentBlock)
+        if is_block(value)
         else [_block(item, ids) for item in value]
-        if isinstance(value, list) and any(isinstance(item, BaseContentBlock) for item in value)
+        if isinstance(value, list) and any(is_block(item) for item in value)
         else plain(value)
         for name, value in block.__dict__.items()
     }
@@ -220,7 +219,7 @@ def _block(block: object, ids: Ids) -> object:
     return {"$block": type(block).__name__, "$fields": form}
 
 
-def _media(block: BaseContentBlock, field: str) -> dict[str, object]:
+def _media(block: Any, field: str) -> dict[str, object]:
     form = {name: value for name, value in block.__dict__.items() if name not in {field, "path", "url"}}
     content, path, url = getattr(block, field), getattr(block, "path", None), getattr(block, "url", None)
     digest = None

@@ -150,14 +150,26 @@ def is_watched(model: BaseLLM, method: Method) -> bool:
     manager = getattr(model, "callback_manager", None)
     if not isinstance(manager, CallbackManager) or manager.handlers:
         return True
-    owner = next(cls for cls in type(model).__askonce_base__.__mro__ if method.name in cls.__dict__)  # type: ignore[attr-defined]
-    return _has_handlers(_events) or _has_handlers(get_dispatcher(owner.__module__))
+    return _has_handlers(_events) or _has_handlers(_dispatcher(type(model), method.name))
+
+
+def _dispatcher(cls: Any, name: str) -> Any:
+    """Return the dispatcher of the module that defines a method."""
+    known = cls.__askonce_dispatchers__
+    if name not in known:
+        owner = next(base for base in cls.__askonce_base__.__mro__ if name in base.__dict__)
+        known[name] = get_dispatcher(owner.__module__)
+    return known[name]
+
+
+#: Handlers that LlamaIndex itself adds where there is none.
+_IDLE: Final = frozenset((NullEventHandler, NullSpanHandler))
 
 
 def _has_handlers(dispatcher: Any) -> bool:
     while dispatcher is not None:
-        for handler in (*dispatcher.event_handlers, *dispatcher.span_handlers):
-            if type(handler) not in {NullEventHandler, NullSpanHandler}:
+        for handlers in (dispatcher.event_handlers, dispatcher.span_handlers):
+            if not _IDLE.issuperset(map(type, handlers)):
                 return True
         dispatcher = dispatcher.parent if dispatcher.propagate else None
     return False

@@ -8,6 +8,7 @@ Never ``llm.metadata``: Ollama asks its server for it, Anthropic raises for a mo
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import threading
 import weakref
@@ -24,7 +25,7 @@ from askonce import Request, Uncacheable, Verbatim
 from askonce.keys import canonical
 
 from ._canonical import SCALARS, messages, named, plain
-from ._rules import NAMES, plan_of
+from ._rules import Plan, plan_of
 
 _FORMAT: Final = "llama_index.1"
 _ABSENT: Final = object()
@@ -69,7 +70,7 @@ def embedding_requests(model: BaseEmbedding, role: str, texts: Sequence[object])
     """Return a request for each text in its *role*: many models embed a query otherwise than a text."""
     if not all(isinstance(text, str) for text in texts):
         raise Uncacheable("texts: one of them is no text")
-    identity = hashlib.blake2b(canonical(_identity(model, "embedding", {})), digest_size=20).digest()
+    identity = _digest(_identity(model, "embedding", {}))
     return [Request(f"{_FORMAT}.embedding", [identity, role, text]) for text in texts]
 
 
@@ -93,27 +94,46 @@ def _identity(model: BaseLLM | BaseEmbedding, kind: str, kwargs: Mapping[str, An
     if not plan.rule.cacheable(model, kind, kwargs):
         raise Uncacheable(f"{plan.name}: its models are not cached, or not in this state")
     values = model.__dict__
-    public = {
-        name: value if type(value) in SCALARS else _field(value)
-        for name in plan.public
-        if (value := values.get(name, _ABSENT)) is not _ABSENT
-    }
-    if plan.rule.named and NAMES.isdisjoint(public):
-        raise Uncacheable(f"{plan.name}: no field names the model; use register(..., identity=)")
-    if model.__pydantic_extra__:
-        public.update({name: _field(value) for name, value in model.__pydantic_extra__.items()})
     if plan.rule.overwritten is not None and id(model) in _overwritten:
         field, value = plan.rule.overwritten
-        public[field] = value
+        values = {**values, field: value}
+    held = [values.get(name, _ABSENT) for name in plan.public]
+    if plan.rule.named and not any(name in values for name in plan.naming):
+        raise Uncacheable(f"{plan.name}: no field names the model; use register(..., identity=)")
+    types = tuple(map(type, held))
+    others: dict[str, object] = {}
+    if not SCALARS.issuperset(types):
+        for place, value in enumerate(held):
+            if types[place] not in SCALARS:
+                held[place] = None
+                if value is not _ABSENT:
+                    others[plan.public[place]] = _field(value)
+    if model.__pydantic_extra__:
+        others.update({name: _field(value) for name, value in model.__pydantic_extra__.items()})
+    identity: dict[str, object] = {"fields": _scalars(plan, types, tuple(held)), "others": others}
     private = {name: _field(getattr(model, name, None)) for name in plan.private}
     for name in plan.plain:
         value = getattr(model, name, None)
         if isinstance(value, _PLAIN):
             private[name] = _field(value)
-    identity: dict[str, object] = {"class": plan.name, "fields": public, "private": private}
+    if private:
+        identity["private"] = private
     if plan.rule.identity is not None:
         identity["identity"] = plain(plan.rule.identity(model))
     return identity
+
+
+@functools.lru_cache(maxsize=1024)
+def _scalars(plan: Plan, types: tuple[type, ...], held: tuple[object, ...]) -> bytes:
+    """Return a digest of a class and of what its fields hold that is plain; by type too, for 1 is equal to True."""
+    fields = {
+        name: value for name, kind, value in zip(plan.public, types, held, strict=True) if kind in SCALARS
+    }
+    return _digest({"class": plan.name, "fields": fields})
+
+
+def _digest(value: object) -> bytes:
+    return hashlib.blake2b(canonical(value), digest_size=20).digest()
 
 
 def _field(value: object) -> object:

@@ -29,6 +29,8 @@ CACHE_COLLECTIONS: Final = ("llama_cache", "embeddings", "query_embeddings", "te
 #: Seconds that one exchange about data may take; ``?socket_timeout=`` in the URL says otherwise.
 _PATIENCE: Final = 10.0
 _LONGEST_NAME: Final = 1000
+#: Schemes of URLs that data is kept at; redis-py reads them.
+_FOR_DATA: Final = frozenset(("redis", "rediss", "unix"))
 
 
 class AskonceKVStore(BaseKVStore):
@@ -78,7 +80,7 @@ class AskonceKVStore(BaseKVStore):
         self, cache: Cache, url: str | None, collections: frozenset[str], client: redis.Redis | None = None
     ) -> None:
         self._cache, self._url, self._collections = cache, url, collections
-        if url is not None and not url.startswith("embedded:"):
+        if url is not None and url.partition("://")[0] in _FOR_DATA:
             client = redis.Redis.from_url(
                 url,
                 socket_timeout=_PATIENCE,

@@ -8,17 +8,20 @@ given, opens the recording.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, closing, suppress
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, aclosing, closing, contextmanager, suppress
+from typing import Any, TypeAlias
 
-from askonce import Uncacheable, upstream
+from askonce import Request, Uncacheable, upstream
 from askonce.served import AnyServed
 
 from ._calls import KIND, ModelCall, passed
 from ._codec import Answer, Entry
-from ._hits import asteps, steps
+from ._hits import asteps, steps, tagged
 from ._streams import OPENED, Opened, Reader, Recorded, Recorder, replay
+
+#: Around each step of the model's own stream.
+_Guard: TypeAlias = Callable[[], AbstractContextManager[Any]]
 
 
 def stream(asked: ModelCall) -> Any:
@@ -26,7 +29,7 @@ def stream(asked: ModelCall) -> Any:
     request = asked.request()
     if request is None:
         return asked.parent()
-    live = _Live(asked)
+    live = _Live(asked, request)
     try:
         chunks = asked.cache.stream(request, live.produce, **live.words())
     except Uncacheable as error:
@@ -43,7 +46,7 @@ async def astream(asked: ModelCall) -> Any:
     request = asked.request()
     if request is None:
         return await asked.parent()
-    live = _Live(asked)
+    live = _Live(asked, request)
     try:
         chunks = asked.cache.aio.stream(request, live.aproduce, **live.words())
     except Uncacheable as error:
@@ -58,8 +61,10 @@ async def astream(asked: ModelCall) -> Any:
 class _Live:
     """One stream: what is asked, and what comes."""
 
-    def __init__(self, asked: ModelCall) -> None:
-        self._asked = asked
+    def __init__(self, asked: ModelCall, request: Request) -> None:
+        self._asked, self._request = asked, request
+        #: Whether this caller has its answer: what is produced then takes the place of a stale one, behind it.
+        self._is_served = False
         self._recorder = Recorder()
         self._reader = Reader()
         #: Where the chunks come from, unless they are this caller's own.
@@ -77,30 +82,41 @@ class _Live:
         }
 
     def _served(self, served: AnyServed) -> None:
-        self.source = served.source.value
-
-    def _guard(self) -> Any:
-        return upstream(KIND)
+        self.source, self._is_served = served.source.value, True
 
     def produce(self) -> Iterator[Opened | Answer]:
         """Yield what the parent's method yields."""
-        with upstream(KIND):
-            chunks = self._asked.parent()
+        if self._is_served:
+            return self._produce(self._asked.snapshot(), _refreshing)
+        return self._produce(self._asked, _guarded)
+
+    def _produce(self, asked: ModelCall, guard: _Guard) -> Iterator[Opened | Answer]:
+        with guard():
+            chunks = asked.parent()
         yield OPENED
-        with closing(steps(chunks, self._guard)) as coming:
+        with closing(steps(chunks, guard)) as coming:
             for chunk in coming:
                 self._see(chunk)
                 yield chunk
+        if asked is not self._asked:
+            asked.verify(self._request)
 
-    async def aproduce(self) -> AsyncIterator[Opened | Answer]:
+    def aproduce(self) -> AsyncIterator[Opened | Answer]:
         """Do what `produce` does."""
-        with upstream(KIND):
-            chunks = await self._asked.parent()
+        if self._is_served:
+            return self._aproduce(self._asked.snapshot(), _refreshing)
+        return self._aproduce(self._asked, _guarded)
+
+    async def _aproduce(self, asked: ModelCall, guard: _Guard) -> AsyncIterator[Opened | Answer]:
+        with guard():
+            chunks = await asked.parent()
         yield OPENED
-        async with aclosing(asteps(chunks, self._guard)) as coming:
+        async with aclosing(asteps(chunks, guard)) as coming:
             async for chunk in coming:
                 self._see(chunk)
                 yield chunk
+        if asked is not self._asked:
+            asked.verify(self._request)
 
     def _see(self, chunk: Answer) -> None:
         with suppress(
@@ -130,6 +146,16 @@ class _Live:
         async for item in rest:
             for chunk in self._built(item):
                 yield chunk
+
+
+def _guarded() -> AbstractContextManager[Any]:
+    return upstream(KIND)
+
+
+@contextmanager
+def _refreshing() -> Iterator[None]:
+    with upstream(KIND), tagged("refresh"):
+        yield
 
 
 def _passed_on(shown: Any, chunks: Any) -> Iterator[Answer]:

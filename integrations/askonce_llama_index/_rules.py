@@ -122,13 +122,14 @@ _RULES: Final[dict[str, Rule]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Plan:
     """What of the models of one class goes into a key: names of fields, and of what pydantic never dumps."""
 
     name: str
     rule: Rule
     public: tuple[str, ...]
+    naming: tuple[str, ...]  # those of the public ones that name the model
     private: tuple[str, ...]  # always
     plain: tuple[str, ...]  # where the value is plain
 
@@ -158,7 +159,8 @@ def _plan(cls: type[Any]) -> Plan:
     unknown |= {name for name, field in fields.items() if field.exclude}
     unknown -= dropped.union(rule.include)
     plain = tuple(sorted(name for name in unknown if not _SECRET.search(name)))
-    return Plan(class_name(cls), rule, public, rule.include, plain)
+    naming = tuple(NAMES.intersection(public))
+    return Plan(class_name(cls), rule, public, naming, rule.include, plain)
 
 
 def class_name(cls: type[Any]) -> str:

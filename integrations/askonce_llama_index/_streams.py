@@ -17,11 +17,11 @@ from llama_index.core.base.llms.types import (
     CompletionResponse,
     MessageRole,
     TextBlock,
-    ThinkingBlock,
 )
 
 from askonce import Refused
 
+from ._blocks import ThinkingBlock, thinking
 from ._codec import (
     CODEC,
     NOTHING,
@@ -140,11 +140,9 @@ class Recorder:
         if type(last) is not TextBlock:
             return None
         if before:
-            thinking = before[0]
-            plain = (
-                len(before) == 1 and type(thinking) is ThinkingBlock and not thinking.additional_information
-            )
-            if not plain or thinking.num_tokens is not None or thinking.content != self._thought:
+            thought = before[0]
+            plain = len(before) == 1 and type(thought) is ThinkingBlock and not thought.additional_information
+            if not plain or thought.num_tokens is not None or thought.content != self._thought:
                 return None
         elif self._thought:
             return None
@@ -234,7 +232,7 @@ class Reader:
         if text == OWN:
             return [text_block(delta)]
         said = text_block(self.said)
-        return [ThinkingBlock(content=self._thought), said] if self._thought else [said]
+        return [*thinking(self._thought), said]
 
 
 def _without(kwargs: dict[str, Any], thought: str | None) -> dict[str, Any]:
@@ -315,8 +313,8 @@ def _chunk(entry: Entry, piece: Piece, delta: str, said: str, thought: str, shap
     blocks: list[Any] = []
     if entry.text != NOTHING:
         blocks.append(text_block(said if entry.text == SO_FAR else delta))
-        if thought and entry.text == SO_FAR:
-            blocks.insert(0, ThinkingBlock(content=thought))
+        if entry.text == SO_FAR:
+            blocks[:0] = thinking(thought)
     message = ChatMessage.model_construct(
         role=answer.message.role, blocks=blocks, additional_kwargs=on_message
     )

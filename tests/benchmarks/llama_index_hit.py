@@ -29,11 +29,12 @@ from llama_index_instrumentation.event_handlers import BaseEventHandler
 from openai.types.chat import ChatCompletion
 from pydantic import PrivateAttr
 
-from askonce import Cache
+from askonce import Cache, Near
 from askonce_llama_index import attach
 from tests.servers import Server, promised
 
 TEXT = "".join(random.Random(1).choices("abcdefghij klmnop", k=2048))
+NEAR = "a hit of chat() in the process (near=)"
 #: What a hit may cost, in LlamaIndex's own cost of a call.
 BOUND = 2.0
 
@@ -182,9 +183,12 @@ def main() -> int:
         cache, client = Cache(server.url, namespace="hit"), redis.Redis.from_url(server.url)
         plain = AtOnce(model="gpt-4o-mini", api_key="k")
         cached = attach(AtOnce(model="gpt-4o-mini", api_key="k"), cache)
+        near_cache = Cache(server.url, namespace="hit", near=Near(ttl=3600))
+        near = attach(AtOnce(model="gpt-4o-mini", api_key="k"), near_cache)
         asked = [conversation(number) for number in range(given.calls)]
         for messages in asked:
             cached.chat(messages)
+            near.chat(messages)
         client.set("bare", TEXT)
         by_get = ByGet(model="gpt-4o-mini", api_key="k")
         by_get._redis = client
@@ -192,6 +196,7 @@ def main() -> int:
             {
                 own: lambda number: plain.chat(asked[number]),
                 "a hit of chat()": lambda number: cached.chat(asked[number]),
+                NEAR: lambda number: near.chat(asked[number]),
                 "LlamaIndex around a redis-py GET of the text": lambda number: by_get.chat(asked[number]),
                 "redis-py GET of the text": lambda _: client.get("bare"),
             },
@@ -205,6 +210,7 @@ def main() -> int:
                 {
                     own: lambda number: plain.chat(asked[number]),
                     "a hit of chat()": lambda number: cached.chat(asked[number]),
+                    NEAR: lambda number: near.chat(asked[number]),
                     "LlamaIndex around a redis-py GET of the text": lambda number: by_get.chat(asked[number]),
                 },
                 given.rounds,
@@ -213,11 +219,12 @@ def main() -> int:
         report(f"threads, {name}, with an event handler", medians, own)
 
         async def awaited() -> dict[str, Taken]:
-            async with cache.aio:
+            async with cache.aio, near_cache.aio:
                 return await ameasure(
                     {
                         own: lambda number: plain.achat(asked[number]),
                         "a hit of achat()": lambda number: cached.achat(asked[number]),
+                        f"{NEAR}, awaited": lambda number: near.achat(asked[number]),
                     },
                     given.rounds,
                     given.calls,
@@ -225,7 +232,7 @@ def main() -> int:
 
         medians = asyncio.run(awaited())
         report(f"asyncio, one call after the other, {name}", medians, own)
-        if cache.stats().computed != given.calls:
+        if cache.stats().computed != given.calls or not near_cache.stats().near_hits:
             raise SystemExit("these were no hits")
     print(f"\na hit of chat(): x{worst:.2f} of LlamaIndex's own cost, bound x{BOUND:.2f}")
     return int(worst > BOUND)

@@ -14,6 +14,7 @@ pytest.importorskip("llama_index.core")
 os.environ.setdefault("OPENAI_API_KEY", "sk-test")
 
 from llama_index.core import Settings
+from llama_index.core.base.llms import types
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.callbacks.base_handler import BaseCallbackHandler
 from llama_index_instrumentation import get_dispatcher
@@ -87,6 +88,12 @@ def embedder(provider: Provider) -> Callable[..., Any]:
     """Make embedding models that ask the provider."""
     embedding = pytest.importorskip("llama_index.embeddings.openai").OpenAIEmbedding
     return lambda **kwargs: embedding(api_base=provider.url, api_key="sk-SECRET", **kwargs)
+
+
+def needs(*names: str) -> pytest.MarkDecorator:
+    """Skip a test where the installed LlamaIndex does not have these kinds of blocks yet."""
+    missing = [name for name in names if not hasattr(types, name)]
+    return pytest.mark.skipif(bool(missing), reason=f"this version of LlamaIndex has no {', '.join(missing)}")
 
 
 def user(text: str) -> list[ChatMessage]:

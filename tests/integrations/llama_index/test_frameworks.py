@@ -103,7 +103,8 @@ async def test_function_agent(make: Make, cache: Cache, provider: Provider, stre
     with provider.expects(0):
         assert await run() == first
     assert first[1] == ["age_of"]
-    assert streaming is bool(first[2])
+    if "streaming" in FunctionAgent.model_fields:  # before it every agent streams
+        assert streaming is bool(first[2])
 
 
 async def test_step_two_hits_though_step_one_was_asked_again(

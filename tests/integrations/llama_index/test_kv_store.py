@@ -507,9 +507,12 @@ def test_the_environment_names_the_server(url, monkeypatch):
     assert store_on(url).get("k", DATA) == {"v": 1}
 
 
-def test_the_embedded_server_keeps_no_data(tmp_path):
+@pytest.mark.parametrize(
+    "url", ["embedded://{}", "redis+cluster://127.0.0.1:1", "redis+sentinel://127.0.0.1:1/main"]
+)
+def test_where_no_data_is_kept(tmp_path, url):
     """The error comes with the first use of such a collection, and says what to do."""
-    store = AskonceKVStore(f"embedded://{tmp_path}")
+    store = AskonceKVStore(url.format(tmp_path))
     with pytest.raises(ConfigurationError, match=r"'docstore/data' is data.*cache_collections="):
         store.put("k", {"v": 1}, DATA)
 

@@ -18,16 +18,15 @@ from llama_index.core.base.llms.types import (
     ChatResponse,
     CompletionResponse,
     TextBlock,
-    ThinkingBlock,
-    ToolCallBlock,
 )
 
 from askonce import Cache
 from askonce_llama_index import attach
+from askonce_llama_index._blocks import ThinkingBlock, ToolCallBlock
 from askonce_llama_index._codec import CODEC, Entry, text_of
 from askonce_llama_index._streams import MOST_CHUNKS, OPENED, Reader, Recorder, replay
 
-from .conftest import Watch, ask, user
+from .conftest import Watch, ask, needs, user
 from .provider import Provider
 
 Make = Callable[..., Any]
@@ -116,6 +115,7 @@ def recorded(chunks: list[Any]) -> tuple[list[Any], Entry]:
     return followed, CODEC.decode(CODEC.encode(recorder.fold(parts)))  # type: ignore[arg-type]
 
 
+@needs("ThinkingBlock")
 @pytest.mark.parametrize("place", ["response", "message"])
 def test_thinking_is_replayed_where_it_was(place: str) -> None:
     """On the response, as most have it, or on the message (Anthropic)."""
@@ -136,6 +136,7 @@ def test_thinking_is_replayed_where_it_was(place: str) -> None:
     assert chunks[-1].message == replayed[-1].message
 
 
+@needs("ToolCallBlock")
 def test_a_follower_is_given_each_chunk_as_it_was() -> None:
     """Tool calls, other roles, blocks of any kind, texts that are no prefix: chunk by chunk."""
     call = ToolCallBlock(tool_call_id="1", tool_name="f", tool_kwargs={"a": [1]})

@@ -10,7 +10,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from contextvars import Context
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, Protocol
 
 from . import _programs as programs
@@ -52,6 +55,16 @@ async def stream(driver: Driver, asked: Asked, fn: Callable[[], Any]) -> AsyncIt
                 for chunk in passed.conclude(outcome.value):
                     yield chunk
                 return
+            case programs.Behind(served=served, flight=flight):
+                try:
+                    if asked.on_served is not None:
+                        asked.on_served(served)  # first: who is told knows what *fn* is called for
+                finally:
+                    work = detach(_produce_behind(driver, asked, outcome, fn), Context())  # as in a thread
+                    work.add_done_callback(partial(_landed, state, flight))
+                for chunk in passed.conclude(served.value):
+                    yield chunk
+                return
             case programs.Held():
                 leading = _Leading(driver, asked, outcome, fn, passed)
                 try:
@@ -90,6 +103,21 @@ async def stream(driver: Driver, asked: Asked, fn: Callable[[], Any]) -> AsyncIt
             return
         if outcome is _AGAIN:
             outcome = await driver._run(programs.tune_in(state, wanted), call)
+
+
+async def _produce_behind(
+    driver: Driver, asked: Asked, behind: programs.Behind, fn: Callable[[], Any]
+) -> None:
+    """Produce a stale stream anew, for nobody in particular."""
+    held = await driver._run(programs.take_up(driver._namespace.state, behind), asked.call)
+    if held is not None:
+        with suppress(Exception):  # nobody is there to hear of it; the stale stream stays
+            async for _ in _Leading(driver, asked, held, fn, Passed(asked.codec)):
+                pass
+
+
+def _landed(state: programs.State, flight: Flight, _: object) -> None:
+    state.flights.land(flight)  # also where the loop ended before the work began
 
 
 class _Here:

@@ -39,11 +39,12 @@ from ._stream import stream
 from ._view import View, memo_request
 from ._warm import WarmReport, fill
 from ._wire.commands import answer, checked, is_unknown_script, pack, pack_load, pack_script
+from ._wire.endpoint import Client, Endpoint
 from .control import NONE, current
 from .entry import Codec, encode_chunk
 from .errors import BackendUnavailable, ConfigurationError, Unfit
 from .keys import Explanation, tag_hash
-from .policy import Admit, Duration
+from .policy import Admit, Duration, seconds
 from .served import AnyServed, Served
 from .stats import EntryInfo, Stats, Usage
 
@@ -58,6 +59,20 @@ class Cache(View):
     def aio(self) -> AsyncCache:
         """The async twin: same keys, flights, connections' breaker and counters."""
         return self._sibling(AsyncCache, self._fingerprints)
+
+    def client(self, *, timeout: Duration = 10.0) -> Client:
+        """
+        Return a client of redis-py for the cache's server, the embedded one too: for data of the application's own.
+
+        It is a new one with connections of its own, waits *timeout* seconds for a reply, retries nothing and raises
+        redis-py's errors.  Raises ConfigurationError for a cluster and for Sentinels: make their client by redis-py.
+        """
+        place = self._namespace.place
+        if not isinstance(place, Endpoint):
+            raise ConfigurationError(
+                f"{place.label}: a client of one server is made; make this one by redis-py"
+            )
+        return place.client(seconds("timeout", timeout, at_least=0.001))
 
     def lookup(self, request: object, *, codec: Codec[Any] | None = None) -> AnyServed | None:
         """

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, Protocol
 
 from . import _programs as programs
@@ -50,6 +51,14 @@ def stream(driver: Driver, asked: Asked, fn: Callable[[], Iterable[Any]]) -> Ite
                 if asked.on_served is not None:
                     asked.on_served(outcome)
                 yield from passed.conclude(outcome.value)
+                return
+            case programs.Behind(served=served):
+                try:
+                    if asked.on_served is not None:
+                        asked.on_served(served)  # first: who is told knows what *fn* is called for
+                finally:
+                    namespace.background.submit(partial(_produce_behind, driver, asked, outcome, fn))
+                yield from passed.conclude(served.value)
                 return
             case programs.Held():
                 yield from _lead(driver, asked, outcome, fn, passed)
@@ -164,6 +173,28 @@ def _lead(
             raise
         namespace.state.counters.add("stale_if_error")
         yield from passed.conclude(held.fallback.value)
+    except BaseException:
+        leading.close(None)
+        raise
+    else:
+        leading.end()
+
+
+def _produce_behind(
+    driver: Driver, asked: Asked, behind: programs.Behind, fn: Callable[[], Iterable[Any]]
+) -> None:
+    """Produce a stale stream anew, for nobody in particular."""
+    namespace = driver._namespace
+    held = driver._run(programs.take_up(namespace.state, behind), asked.call)
+    if held is None:
+        return
+    leading = _Leading(driver, asked, held, Recording(namespace, held, asked.codec))
+    try:
+        leading.producer = iter(fn())
+        for chunk in leading.producer:
+            leading.recording.add(chunk)
+    except Exception as error:  # noqa: BLE001  nobody is there to hear of it; the stale stream stays
+        leading.close(error)
     except BaseException:
         leading.close(None)
         raise

@@ -242,7 +242,7 @@ class Fingerprints:
     def of(self, request: object) -> bytes:
         """Return the digest of *request* as it stands in keys: 27 bytes of base64url without padding."""
         if type(request) is Request:
-            form, state = _pack(request.body, _SORTED), self._start(request.kind)
+            form, state = _pack(request.body, _SORTED), self._start(request.kind).copy()
         else:
             form, state = _pack(request, _SORTED), self._plain.copy()
         state.update(len(form).to_bytes(8, "big"))

@@ -121,8 +121,8 @@ class Data:
         """Give the client; raise what redis-py raises inside as BackendUnavailable."""
         if self._client is None:
             raise ConfigurationError(
-                f"the collection {collection!r} is data, which is not kept on the embedded server, a cluster or behind "
-                "Sentinels: give the store the redis:// URL of one Redis, a client= of yours, or name the collection "
+                f"the collection {collection!r} is data, which is not kept on a cluster or behind Sentinels: "
+                "give the store the redis:// URL of one Redis, a client= of yours, or name the collection "
                 "in cache_collections= if it may be lost"
             )
         try:

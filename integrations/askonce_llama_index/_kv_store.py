@@ -87,6 +87,8 @@ class AskonceKVStore(BaseKVStore):
                 socket_connect_timeout=_PATIENCE,
                 retry=Retry(NoBackoff(), 0),  # what redis-py does by itself depends on its version
             )
+        elif url is not None and url.startswith("embedded:"):
+            client = cache.client(timeout=_PATIENCE)
         self._cached, self._data = Cached(cache), Data(client, cache.namespace)
 
     @property

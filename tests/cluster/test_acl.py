@@ -1,9 +1,9 @@
 """The permissions that the documentation names for a cluster are enough, and it needs no other."""
 
 import pytest
+from tests.contract.test_acl import COMMANDS, everything
 
 from askonce import Policy
-from tests.contract.test_acl import COMMANDS, everything
 
 #: In a cluster these stand in place of publish, subscribe, unsubscribe.
 SHARDED = ["cluster|slots", "pubsub|shardnumsub", "spublish", "ssubscribe", "sunsubscribe"]

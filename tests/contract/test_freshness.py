@@ -4,12 +4,14 @@ How long an answer is served: lifetimes, the two stale windows, and what happens
 Entries are aged by rewriting the times in their headers, so that nothing here waits for a clock.
 """
 
+import asyncio
+import threading
 import time
 from concurrent.futures import wait
 
 import pytest
 
-from askonce import Hot, Policy, Refused, Source
+from askonce import AsyncCache, Hot, Policy, Refused, Source
 
 from .colours import close
 from .polling import age, until
@@ -413,3 +415,24 @@ def test_without_the_rule_nothing_is_refreshed_early(make_driver, put):
     assert driver.serve("q", fn).value == "old"
     close(driver)
     assert calls == []
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_a_loop_may_end_right_after_a_stale_answer(make_driver, put, url, turns):
+    """Its refresh ends with it, wherever it was; nothing waits for ever."""
+    put(make_driver(policy=REVALIDATED), 3700)
+
+    async def main():
+        cache = AsyncCache(url, namespace="test", policy=REVALIDATED, deadline=2.0)
+        served = await cache.serve("q", lambda: asyncio.sleep(0, "new"))
+        assert served.source is Source.STALE
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        ended.append(True)
+
+    ended = []
+    running = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
+    running.start()
+    running.join(10)
+    assert not running.is_alive()
+    assert ended

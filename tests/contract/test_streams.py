@@ -1891,20 +1891,54 @@ WINDOWS = Policy(ttl="1h", stale_while_revalidate="1h", stale_if_error="3h")
 
 
 @PAIRS
-def test_one_caller_revalidates_a_stale_stream(join, raw):
-    """The others are served the stale chunks meanwhile, here and elsewhere, and the new ones afterwards."""
-    leader, other = join(policy=WINDOWS)
-    leader.read("q", Producer("old")).take()
-    age(raw, leader.cache.explain("q").key, 3700)
-    producer, never = Producer("new", let=0), Producer("never")
-    pulled = leader.read("q", producer).pull()
-    producer.called()
+def test_a_stale_stream_is_refreshed_behind_its_callers(join, raw):
+    """All are served the stale chunks at once, here and elsewhere, and the new ones once they are there."""
+    one, other = join(policy=WINDOWS)
+    one.read("q", Producer("old")).take()
+    age(raw, one.cache.explain("q").key, 3700)
+    producer, never = Producer("new", "er", let=0), Producer("never")
 
-    assert other.read("q", never).take() == ["old"]
+    assert one.read("q", producer).take() == ["old"]
+    producer.called()
+    assert one.read("q", never).take() == other.read("q", never).take() == ["old"]
     producer.open()
-    pulled.result(10)
-    assert other.read("q", never).take() == ["new"]
+    until(lambda: stored(other) == ["new", "er"])
+    assert one.read("q", never).take() == other.read("q", never).take() == ["new", "er"]
     assert never.calls == 0
+    assert producer.calls == 1
+    assert not leases(raw, one.cache._namespace.state.partitions[0].names)
+
+
+@COLOURS
+@pytest.mark.parametrize("share_errors", [True, False])
+def test_a_stale_stream_whose_refresh_fails_stays(party, raw, colour, share_errors):
+    """Its callers hear nothing of it, and the model is left alone for a moment."""
+    one = party(colour, policy=WINDOWS)
+    one.read("q", Producer("old")).take()
+    age(raw, one.cache.explain("q").key, 3700)
+    failing = Producer("half", error=QuotaError("down"))
+
+    for _ in range(3):
+        assert one.read("q", failing, share_errors=share_errors).take() == ["old"]
+        until(lambda: one.cache.stats().refresh_errors == 1)
+        until(lambda: not len(one.cache._namespace.state.flights))
+    assert failing.calls == 1
+
+
+@COLOURS
+def test_who_left_a_stale_stream_leaves_its_refresh_alone(party, raw, colour):
+    """It goes on behind him."""
+    one = party(colour, policy=WINDOWS)
+    one.read("q", Producer("old", "er")).take()
+    age(raw, one.cache.explain("q").key, 3700)
+    producer = Producer("new", let=0)
+    reader = one.read("q", producer)
+    reader.take(1)
+    producer.called()
+    reader.leave()
+    producer.open()
+
+    until(lambda: stored(one) == ["new"])
 
 
 @COLOURS

@@ -10,7 +10,7 @@ import pytest
 from askonce import AsyncCache, AsyncLease, Cache, Lease
 
 PAIRS = {
-    "caches": (Cache, AsyncCache, {"aclose": "close"}, {"aio"}),
+    "caches": (Cache, AsyncCache, {"aclose": "close"}, {"aio", "client"}),
     "leases": (Lease, AsyncLease, {}, set()),
 }
 #: What the two have by different names, or of different nature: ``with`` and ``async with``.

@@ -7,7 +7,18 @@ import pytest
 from askonce import BackendUnavailable, LeaderFailed, NotCached, Policy, Source
 from askonce._effects import TIMED_OUT, Ask, Decode, Fetch, Join, Listen, Sleep
 from askonce._flights import Flight, Landed
-from askonce._programs import END_MARK, Elsewhere, Held, abandon, end, pull, rest, tune_in
+from askonce._programs import (
+    END_MARK,
+    Behind,
+    Elsewhere,
+    Held,
+    abandon,
+    end,
+    pull,
+    rest,
+    take_up,
+    tune_in,
+)
 from askonce._programs.stream import Chunks, follow
 from askonce._tapes import Relay
 from askonce.entry import Corrupt, decode_stream, encode_chunk, encode_stream
@@ -166,24 +177,43 @@ def test_a_stream_whose_tags_may_have_been_invalidated_is_not_followed(state):
     assert isinstance(outcome, Held)
 
 
-def test_one_caller_revalidates_a_stale_stream(state):
-    """It leads; the others are served the stale chunks, here and where somebody else has the lease."""
-    leading = tuned(
-        state,
-        (Fetch, fetched(STALE)),
-        (Decode, decoded),
-        (like(LEASE, seen=fence_of(STALE)), granted()),
-        policy=WINDOWS,
-    )
-    assert isinstance(leading, Held)
+def behind(state):
+    """Play tune_in for a stale stream."""
+    return tuned(state, (Fetch, fetched(STALE)), (Decode, decoded), policy=WINDOWS)
 
-    served = tuned(state, (Fetch, fetched(STALE)), (Decode, decoded), policy=WINDOWS)
-    assert (served.source, served.value) == (Source.STALE, [encode_chunk("old", None)])
 
-    other = make_state()
-    served = tuned(other, (Fetch, fetched(STALE)), (Decode, decoded), (LEASE, held(40)), policy=WINDOWS)
-    assert served.source is Source.STALE
-    assert len(other.flights) == 0
+def test_a_stale_stream_is_served_and_produced_anew_behind_one_caller(state):
+    """The others are just served; whoever produces it takes the lease first."""
+    first = behind(state)
+    assert isinstance(first, Behind)
+    assert (first.served.source, first.served.value) == (Source.STALE, [encode_chunk("old", None)])
+    assert behind(state).source is Source.STALE
+    assert counts(state)["stale"] == 2
+
+    taken = play(take_up(state, first), (like(LEASE, seen=fence_of(STALE)), granted()))
+    assert taken.flight is first.flight
+    assert taken.flight.fence == taken.grant.fence
+    assert taken.wanted.refreshes
+
+
+@pytest.mark.parametrize(("answer", "errors"), [(held(40), 0), (failed(""), 0), (AWAY, 1)])
+def test_a_stale_stream_is_left_alone(state, answer, errors):
+    """While somebody elsewhere produces it, shortly after that failed, and where Redis does not answer."""
+    first = behind(state)
+
+    assert play(take_up(state, first), (LEASE, answer)) is None
+    assert len(state.flights) == 0
+    assert counts(state).get("backend_errors", 0) == errors
+
+
+def test_a_refresh_that_fails_is_told_to_nobody(state):
+    """Not to those who joined it; others try again after a pause."""
+    first = behind(state)
+    taken = play(take_up(state, first), (LEASE, granted()))
+
+    play(abandon(state, taken, ValueError("down")), (like(RELEASE, tombstone_ms=1000, text=""), 1))
+    assert counts(state)["refresh_errors"] == 1
+    assert first.flight.future.result(0) is None
 
 
 def test_an_expired_stream_may_stand_in_for_a_producer_that_fails(state):
@@ -193,14 +223,6 @@ def test_an_expired_stream_may_stand_in_for_a_producer_that_fails(state):
 
     assert isinstance(leading, Held)
     assert leading.fallback.value == [encode_chunk("old", None)]
-
-
-def test_a_stale_stream_is_served_if_redis_goes_away(state):
-    """Between the fetch and the lease."""
-    served = tuned(state, (Fetch, fetched(STALE)), (Decode, decoded), (LEASE, AWAY), policy=WINDOWS)
-
-    assert served.source is Source.STALE
-    assert len(state.flights) == 0
 
 
 def test_without_redis_the_caller_leads_without_a_lease(state):

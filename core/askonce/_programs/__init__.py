@@ -17,7 +17,7 @@ from .compute import get_or_compute
 from .find import lookup
 from .many import get_many, get_or_compute_many, store_many
 from .state import META, Ask, Partition, State
-from .stream import Elsewhere, end, fallback, is_followed, pull, rest, tune_in
+from .stream import Behind, Elsewhere, end, fallback, is_followed, pull, rest, take_up, tune_in
 from .write import store
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "META",
     "NOTHING_UNSENT",
     "Ask",
+    "Behind",
     "Elsewhere",
     "Held",
     "Partition",
@@ -51,6 +52,7 @@ __all__ = [
     "rest",
     "store",
     "store_many",
+    "take_up",
     "tell_used",
     "tune_in",
     "usage",

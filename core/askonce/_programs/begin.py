@@ -17,7 +17,7 @@ from ..errors import BackendUnavailable, NotCached
 from ..policy import Freshness
 from ..scripts import PUBLISH, Arg
 from ..served import AnyServed, Source
-from .compute import acquire, coalesced, error_type, what_is_stored
+from .compute import acquire, coalesced, error_type, pause_ms, what_is_stored
 from .find import Found, failed, find, serve, use
 from .state import Ask, State
 from .write import Grant, keep, release
@@ -129,6 +129,7 @@ def finish(
     """
     landed = None
     state.counters.add("computed")
+    state.refresh_failures.pop(held.wanted.digest, None)
     try:
         if unsent[1] and held.grant is not None:
             yield from _publish(state, held.wanted, held.grant, unsent)
@@ -168,7 +169,14 @@ def publish_call(
 
 def abandon(state: State, held: Held, error: Exception | None) -> Program[None]:
     """Give the lease back with nothing to store; *error* is shared with those who wait, None hands over."""
+    wanted = held.wanted
+    behind = error is not None and wanted.refreshes  # nobody waits for it
+    if behind:
+        state.counters.add("refresh_errors")
+    shared = error if wanted.share_errors and not behind else None
     if held.flight is not None:
-        state.flights.land(held.flight, error=error if held.wanted.share_errors else None)
-    shared = error is not None and held.wanted.share_errors
-    yield from release(state, held.wanted, held.grant, error_type(error) if error and shared else None)
+        state.flights.land(held.flight, error=shared)
+    if behind:
+        yield from release(state, wanted, held.grant, "", pause_ms(state, wanted))
+    else:
+        yield from release(state, wanted, held.grant, error_type(shared) if shared else None)

@@ -122,7 +122,8 @@ def _compute(state: State, wanted: Ask, grant: Grant | None) -> Program[tuple[An
     except GeneratorExit:
         raise
     except Exception as error:
-        text = error_type(error) if wanted.share_errors else None
+        # Behind callers it keeps others from trying for a while, whether it is shared or not.
+        text = error_type(error) if wanted.share_errors else "" if wanted.refreshes else None
         yield from release(state, wanted, grant, text, pause_ms(state, wanted))
         raise
     except BaseException:  # cancelled, or interrupted: somebody who waits takes over

@@ -7,7 +7,7 @@ publishes, and the rest from the entry once the stream has landed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from .._effects import Program, TimedOut, ask, decode, join, listen, sleep
@@ -19,7 +19,7 @@ from ..policy import Freshness
 from ..scripts import Leased
 from ..served import AnyServed, Source
 from .begin import END_MARK, NOTHING_UNSENT, Held, Unsent, finish
-from .compute import take_lease, what_is_stored
+from .compute import acquire, take_lease, what_is_stored
 from .find import Found, failed, find, serve, use
 from .state import Ask, State
 from .write import Grant, release
@@ -50,7 +50,17 @@ class Chunks:
     stored: bool = False
 
 
-def tune_in(state: State, wanted: Ask) -> Program[AnyServed | Held | Flight | Elsewhere]:
+@dataclass(frozen=True, slots=True, eq=False)
+class Behind:
+    """A whole stream to serve, which its caller, who has boarded the flight, is to produce anew in the background."""
+
+    served: AnyServed
+    wanted: Ask
+    seen: bytes
+    flight: Flight
+
+
+def tune_in(state: State, wanted: Ask) -> Program[AnyServed | Behind | Held | Flight | Elsewhere]:
     """Serve the whole stream, or return the flight to follow here, the one elsewhere, or what the caller holds."""
     found, reachable, seen = None, True, b""
     try:
@@ -64,24 +74,21 @@ def tune_in(state: State, wanted: Ask) -> Program[AnyServed | Held | Flight | El
         reachable = False
     if wanted.digest in wanted.leading:  # the function asks for its own key: waiting would never end
         return _alone(state, wanted, "reentrant")
-    if found is not None and found.freshness in {Freshness.FRESH, Freshness.EARLY}:
-        served = found.served(Source.HIT)
-        state.counters.add("hits")
+    if found is not None and found.freshness in {Freshness.FRESH, Freshness.EARLY, Freshness.STALE}:
+        served = serve(state, found)
+        assert served is not None  # noqa: S101  it may be served as it is
         yield from use(state, wanted, served)
-        return served
-    stale = found is not None and found.freshness is Freshness.STALE
-    if stale and wanted.only_if_cached and (kept := serve(state, found)) is not None:
-        return kept
-    if not stale:
-        state.counters.add("misses")
-        if wanted.only_if_cached:
-            raise NotCached("only_if_cached: nothing servable is stored for this request")
+        if found.freshness is Freshness.FRESH or wanted.only_if_cached:
+            return served
+        flight, leads = state.flights.board(wanted.flight_key, wanted.home)
+        return Behind(served, wanted, seen, flight) if leads else served
+    state.counters.add("misses")
+    if wanted.only_if_cached:
+        raise NotCached("only_if_cached: nothing servable is stored for this request")
     least = found.least_fence if found else 0
     flight, leads = state.flights.board(wanted.flight_key, wanted.home, least)
     if leads:
         return (yield from _lead(state, wanted, flight, found, seen, reachable))
-    if stale and (served_stale := serve(state, found)) is not None:
-        return served_stale  # somebody revalidates already
     if (
         flight.fence < least
     ):  # it may have begun before the invalidation: nobody knows before it has its lease
@@ -98,7 +105,6 @@ def _alone(state: State, wanted: Ask, reason: str) -> Held:
 def _lead(
     state: State, wanted: Ask, flight: Flight, found: Found | None, seen: bytes, reachable: bool
 ) -> Program[AnyServed | Held | Elsewhere]:
-    stale = found if found is not None and found.freshness is Freshness.STALE else None
     outcome: Grant | Found | Leased | None = None
     try:
         if reachable:
@@ -119,16 +125,33 @@ def _lead(
         state.flights.land(flight, outcome.landed())
         state.counters.add("coalesced")
         return outcome.served(Source.COALESCED)
-    if stale is not None:
-        state.flights.land(flight)
-        state.counters.add("stale")
-        return stale.served(Source.STALE)
     if isinstance(outcome, Leased) and wanted.waits and not _outdated(wanted, found, outcome):
         flight.elsewhere = outcome.fence  # who has joined it follows, too
         state.flights.land(flight)
         return Elsewhere(outcome.fence)
     state.counters.add_reason("bypassed", "not granted" if reachable else "backend")
     return Held(wanted, flight, None, fallback)
+
+
+def take_up(state: State, behind: Behind) -> Program[Held | None]:
+    """
+    Return what is held while a stale stream is produced anew.
+
+    None if somebody elsewhere does so, or if it failed a moment ago.
+    """
+    wanted, grant = replace(behind.wanted, refreshes=True), None
+    try:
+        taken = yield from acquire(state, wanted, behind.seen)
+        grant = taken if isinstance(taken, Grant) else None
+    except BackendUnavailable:
+        state.counters.add("backend_errors")
+    finally:
+        if grant is None:
+            state.flights.land(behind.flight)
+    if grant is None:
+        return None
+    behind.flight.fence = grant.fence
+    return Held(wanted, behind.flight, grant)
 
 
 def _outdated(wanted: Ask, found: Found | None, leased: Leased) -> bool:

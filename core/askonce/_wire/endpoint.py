@@ -49,6 +49,8 @@ _SEVERAL: Final = re.compile(
 _CLUSTER_PATH: Final = re.compile(r"(/0?)?")
 _SENTINEL_PATH: Final = re.compile(r"/([\w.%-]+)(?:/(\d{0,5}))?")
 
+#: What an application talks to Redis with for itself.
+Client: TypeAlias = redis.Redis
 #: Host and port.
 Address: TypeAlias = tuple[str, int]
 
@@ -94,6 +96,13 @@ class Endpoint:
             retry=AsyncRetry(NoBackoff(), 0),
         )
 
+    def client(self, timeout: float) -> Client:
+        """Return a client of redis-py with connections of its own, which waits *timeout* seconds for a reply."""
+        pool = self.sync_pool(timeout, timeout)
+        if self.prepare is not None:
+            pool.connection_class = _prepared(self.connection_class, self.prepare)
+        return redis.Redis(connection_pool=pool)
+
     def at(self, host: str, port: int) -> Endpoint:
         """Return a server that is reached in the same way, at another address."""
         options = {name: value for name, value in self.options.items() if name not in {"host", "port"}}
@@ -109,6 +118,18 @@ class Endpoint:
             "protocol": 2,
             "max_connections": _UNLIMITED,
         }
+
+
+def _prepared(kind: Any, prepare: Callable[[], object]) -> type:
+    """Return a class of connections that have the server prepared whenever they connect, or connect anew."""
+
+    class Prepared(kind):  # type: ignore[misc]  # whichever it is
+        def connect(self) -> None:
+            if getattr(self, "_sock", None) is None:
+                prepare()
+            super().connect()
+
+    return Prepared
 
 
 @dataclass(frozen=True, slots=True)

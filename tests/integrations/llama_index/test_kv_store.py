@@ -507,12 +507,17 @@ def test_the_environment_names_the_server(url, monkeypatch):
     assert store_on(url).get("k", DATA) == {"v": 1}
 
 
-@pytest.mark.parametrize(
-    "url", ["embedded://{}", "redis+cluster://127.0.0.1:1", "redis+sentinel://127.0.0.1:1/main"]
-)
-def test_where_no_data_is_kept(tmp_path, url):
+def test_the_embedded_server_keeps_data(tmp_path):
+    """Like any other: also for the workers of a pipeline."""
+    store = AskonceKVStore(f"embedded://{tmp_path}")
+    store.put("k", {"v": 1}, DATA)
+    assert pickle.loads(pickle.dumps(store)).get("k", DATA) == {"v": 1}
+
+
+@pytest.mark.parametrize("url", ["redis+cluster://127.0.0.1:1", "redis+sentinel://127.0.0.1:1/main"])
+def test_where_no_data_is_kept(url):
     """The error comes with the first use of such a collection, and says what to do."""
-    store = AskonceKVStore(url.format(tmp_path))
+    store = AskonceKVStore(url)
     with pytest.raises(ConfigurationError, match=r"'docstore/data' is data.*cache_collections="):
         store.put("k", {"v": 1}, DATA)
 

@@ -30,20 +30,20 @@ def until_stale(cache: Cache) -> None:
         pass
 
 
-@pytest.mark.parametrize("name", ["chat", "achat"])
+@pytest.mark.parametrize("name", CHAT)
 async def test_a_stale_answer_is_refreshed_behind_its_caller(
     make: Make, make_cache: Callable[..., Cache], provider: Provider, watch: Watch, name: str
 ) -> None:
     """The caller gets the old one at once; the refresh is a real call, tagged, with no span of the caller's."""
     cache = make_cache(policy=STALE)
     llm, go, asked = attach(make(), cache), threading.Event(), threading.Event()
-    old = (await ask(llm, name, user("stale"))).message.content
+    old = last(await ask(llm, name, user("stale"))).message.content
     until_stale(cache)
     watch.take()
     active_span_id.set("outer")
     provider.gate = lambda _body, _chunk: (asked.set(), go.wait(20))
     with provider.expects(1):
-        assert (await ask(llm, name, user("stale"))).message.content == old
+        assert last(await ask(llm, name, user("stale"))).message.content == old
         assert await asyncio.to_thread(asked.wait, 20)
         events, spans = watch.take()
         assert {tag for _, tag in events} == {"stale", "refresh"}
@@ -52,24 +52,25 @@ async def test_a_stale_answer_is_refreshed_behind_its_caller(
         while cache.stats().replaced == 0:
             await asyncio.sleep(0.01)
     provider.gate = lambda _body, _chunk: None
-    new = (await ask(llm, name, user("stale"))).message.content
+    new = last(await ask(llm, name, user("stale"))).message.content
     assert new != old
 
 
+@pytest.mark.parametrize("name", CHAT)
 @pytest.mark.parametrize("what", ["messages", "model"])
 async def test_a_refresh_of_what_was_changed_is_dropped(
-    make: Make, make_cache: Callable[..., Cache], provider: Provider, what: str
+    make: Make, make_cache: Callable[..., Cache], provider: Provider, what: str, name: str
 ) -> None:
     """A caller who goes on with the same list, or changes the model, must not have another answer stored for it."""
     cache = make_cache(policy=STALE)
     llm, asked, go = attach(make(), cache), threading.Event(), threading.Event()
     messages = user("mine")
-    old = llm.chat(messages).message.content
+    old = last(await ask(llm, name, messages)).message.content
     until_stale(cache)
     provider.gate = lambda _body, _chunk: (asked.set(), go.wait(20))
-    assert llm.chat(messages).message.content == old
+    assert last(await ask(llm, name, messages)).message.content == old
     if what == "model":
-        assert asked.wait(20)
+        assert await asyncio.to_thread(asked.wait, 20)
         llm.temperature = 0.9
     else:
         messages.extend(user("more"))
@@ -79,7 +80,7 @@ async def test_a_refresh_of_what_was_changed_is_dropped(
     if what == "model":
         assert (cache.stats().refresh_errors, cache.stats().replaced) == (1, 0)
     else:  # it was copied before, or found to be another question
-        entry = llm.chat(user("mine")).message.content
+        entry = last(await ask(llm, name, user("mine"))).message.content
         assert entry.endswith("mine")
 
 

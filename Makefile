@@ -10,6 +10,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # openai 2 and LlamaIndex's own OpenAI client exclude openai 3: they are tested in an environment of their own.
 SDK2 ?= .venv-sdk2
+# The oldest LlamaIndex that is served.
+OLDEST ?= .venv-llama-oldest
 # Other projects' caches, for benchmarks alone.
 PEERS ?= .venv-peers
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
@@ -25,8 +27,8 @@ help:  ## list the targets
 demo: $(READY)  ## explain the standard library with four workers that share one cache (under a minute)
 	@$(BIN)/python -m examples.docgen $(ARGS)
 
-test: $(READY) $(SDK2)/.ready  ## lint, format, types, import contracts, all tests; says what failed
-	@$(BIN)/python -m tests.checks --sdk2 $(SDK2)/bin/python $(ARGS)
+test: $(READY) $(SDK2)/.ready $(OLDEST)/.ready  ## lint, format, types, import contracts, all tests; says what failed
+	@$(BIN)/python -m tests.checks --sdk2 $(SDK2)/bin/python --llama-oldest $(OLDEST)/bin/python $(ARGS)
 
 check: $(READY)  ## the same without the tests
 	@$(BIN)/python -m tests.checks --static
@@ -60,10 +62,12 @@ lock: $(UV)  ## resolve the pinned versions anew, of both environments
 	@$(LOCK) --extra langchain --extra openai --extra llama-index --extra embedded --extra zstd --group sdk2 \
 	  --output-file requirements/sdk2.txt
 	@$(UV) pip compile --quiet --upgrade --no-emit-index-url --no-annotate --no-header --universal --python-version 3.11 \
+	  requirements/llama-index-oldest.in --output-file requirements/llama-index-oldest.txt
+	@$(UV) pip compile --quiet --upgrade --no-emit-index-url --no-annotate --no-header --universal --python-version 3.11 \
 	  requirements/langchain-peers.in --output-file requirements/langchain-peers.txt
 
 clean:  ## remove what the targets made
-	@rm -rf $(VENV) $(SDK2) $(PEERS) .tools .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist build
+	@rm -rf $(VENV) $(SDK2) $(OLDEST) $(PEERS) .tools .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist build
 
 # The development environment: pinned versions, and this package in place. No download but from the package index.
 $(READY): requirements/dev.txt pyproject.toml | $(UV)
@@ -85,6 +89,13 @@ $(SDK2)/.ready: requirements/sdk2.txt pyproject.toml | $(UV)
 	@$(UV) pip sync --quiet --link-mode copy --python $(SDK2)/bin/python requirements/sdk2.txt
 	@$(UV) pip install --quiet --python $(SDK2)/bin/python --no-deps --editable .
 	@touch $(SDK2)/.ready
+
+$(OLDEST)/.ready: requirements/llama-index-oldest.txt pyproject.toml | $(UV)
+	@echo "setting up $(OLDEST) ..."
+	@$(UV) venv --quiet --allow-existing --no-python-downloads --python $(PYTHON) $(OLDEST)
+	@$(UV) pip sync --quiet --link-mode copy --python $(OLDEST)/bin/python requirements/llama-index-oldest.txt
+	@$(UV) pip install --quiet --python $(OLDEST)/bin/python --no-deps --editable .
+	@touch $(OLDEST)/.ready
 
 .tools/bin/uv:
 	@echo "getting uv ..."

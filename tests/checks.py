@@ -2,8 +2,8 @@
 The one check command: everything that must hold, one after the other, and at the end what failed.
 
 ``python -m tests.checks`` runs all; ``--static`` leaves the tests out; ``--sdk2 PYTHON`` names the environment with
-openai 2 and LlamaIndex's client of it, whose tests run there as well.  Any other arguments are given to pytest, and
-then only this environment's tests run.
+openai 2 and LlamaIndex's client of it, ``--llama-oldest PYTHON`` that with the oldest LlamaIndex, and what runs there
+runs beside the rest.  Any other arguments are given to pytest, and then only this environment's tests run.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 _BIN = Path(sys.executable).parent
@@ -23,6 +24,8 @@ STATIC = {
     "pyright": ["pyright"],
     "imports": ["lint-imports", "--no-cache"],
 }
+
+PYTEST = ["-m", "pytest", "-q"]
 
 #: What runs with openai 2 as well, or with it alone.
 SDK2_TESTS = [
@@ -37,19 +40,34 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--static", action="store_true")
     parser.add_argument("--sdk2", type=Path)
+    parser.add_argument("--llama-oldest", type=Path)
     options, arguments = parser.parse_known_args()
     failed = [name for name, command in STATIC.items() if not _static(name, command)]
-    if not options.static and not _tests(_BIN / "python", arguments):
-        failed.append("tests")
-    if not options.static and options.sdk2 and not arguments and not _tests(options.sdk2, SDK2_TESTS):
-        failed.append("tests with openai 2")
+    if not options.static:
+        beside = ThreadPoolExecutor(1).submit(_others, options) if not arguments else None
+        # The output is passed on as it comes.
+        if subprocess.run([_BIN / "python", *PYTEST, *arguments], check=False).returncode:
+            failed.append("tests")
+        if beside is not None:
+            failed += beside.result()
     print(f"failed: {', '.join(failed)}" if failed else "all checks hold")
     return 1 if failed else 0
 
 
-def _tests(python: Path, arguments: list[str]) -> bool:
-    # The output is passed on as it comes.
-    return subprocess.run([python, "-m", "pytest", "-q", *arguments], check=False).returncode == 0
+def _others(options: argparse.Namespace) -> list[str]:
+    """Run the tests of the other environments, print each output as a whole, and return the names of those that failed."""
+    failed = []
+    for name, python, tests in (
+        ("tests with openai 2", options.sdk2, SDK2_TESTS),
+        ("tests with the oldest LlamaIndex", options.llama_oldest, ["tests/integrations/llama_index"]),
+    ):
+        if python is None:
+            continue
+        done = subprocess.run([python, *PYTEST, *tests], capture_output=True, text=True, check=False)
+        print(f"\n{name}\n{done.stdout}{done.stderr}", flush=True)
+        if done.returncode:
+            failed.append(name)
+    return failed
 
 
 def _static(name: str, command: list[str]) -> bool:

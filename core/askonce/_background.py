@@ -63,6 +63,7 @@ class Background:
             except BaseException:  # noqa: BLE001  whatever it is (sys.exit too), it must not end the thread
                 _log.exception("work in the background failed")
             finally:
+                del work  # a thread that waits keeps nothing alive
                 with self._changed:
                     self._unfinished -= 1
                     self._changed.notify_all()

@@ -1,17 +1,14 @@
 """
-The same chain and the same answers through askonce and through the Redis caches of LangChain's users: ``make peers``.
+The same chain and answers through askonce and the Redis caches of LangChain's users: ``make bench-langchain``.
 
 Every round times each cache once, in random order, so that what else the machine does meets all of them alike.  Printed
 are medians over the rounds and their ratio to langchain-community's ``RedisCache``; an absolute time proves nothing on
-a shared machine.  Before anything is timed, each cache has to give back what it was given; one that does not, or that
-the server has no commands for, is left out with the reason.
+a shared machine.  The bounds are for what Redis answers; a near cache answers from this process.  Before anything is
+timed, each cache has to give back what it was given; one that does not, or that the server has no commands for, is
+left out with the reason.
 
-The peers need an environment of their own, in which askonce is run from its sources:
-
-    uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header \\
-        requirements/langchain-peers.in -o requirements/langchain-peers.txt
-    uv venv .cache/peers && uv pip sync --python .cache/peers/bin/python requirements/langchain-peers.txt
-    PYTHONPATH=core:integrations .cache/peers/bin/python -W ignore -m tests.benchmarks.langchain_peers
+The peers need an environment of their own, made from ``requirements/langchain-peers.txt``, in which askonce is run from
+its sources.
 """
 
 from __future__ import annotations
@@ -41,6 +38,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable
 from langchain_redis import RedisCache as LangchainRedisCache
 
+from askonce import Near
 from askonce_langchain import AskonceCache
 from tests.benchmarks.bench import ANSWER, QUESTION, Taken, ameasure, measure, report
 from tests.servers import Server, promised
@@ -48,6 +46,7 @@ from tests.servers import Server, promised
 TTL_S = 86_400
 AT_ONCE = 200
 BASE = "langchain_community RedisCache"
+NEAR = "askonce, near=Near()"
 #: The most that a call through askonce may take, as a part of what it takes through BASE.
 BOUNDS = {"lookup, hit": 0.6, "update": 0.6, f"{AT_ONCE} alookup at once": 0.1}
 
@@ -160,6 +159,7 @@ def sync_caches(url: str) -> dict[str, Callable[[], BaseCache]]:
         "askonce": lambda: AskonceCache(
             url, namespace="peers", deadline=2.0, max_entries=1_000_000, max_bytes="8gb"
         ),
+        NEAR: lambda: AskonceCache(url, namespace="near", deadline=2.0, near=Near()),
     }
 
 
@@ -231,7 +231,9 @@ def sync_part(url: str, rounds: int) -> None:
     lookups["redis-py GET of 2 KB"] = lambda _: bare.get("bare")
     tell("lookup, hit", measure(lookups, rounds, AT_ONCE))
     made: list[list[Generation]] = [[answer(number)] for number in range(AT_ONCE)]
-    updates = {name: update(cache, made) for name, cache in caches.items()}
+    updates = {
+        name: update(cache, made) for name, cache in caches.items() if name != NEAR
+    }  # Redis's part alone
     updates["redis-py SET EX of 2 KB"] = lambda _: bare.set("bare", ANSWER, ex=TTL_S)
     tell("update", measure(updates, rounds, AT_ONCE))
     others = {

@@ -234,8 +234,12 @@ def test_nobody_listens_for_a_cache_that_is_gone(url, raw, monkeypatch):
     channel = cache._namespace.state.partitions[0].names.w
     until(lambda: raw.pubsub_numsub(channel)[0][1] == 1)
     del cache
-    gc.collect()  # a namespace and what it holds refer to each other
-    until(lambda: raw.pubsub_numsub(channel)[0][1] == 0)
+
+    def left():
+        gc.collect()  # a namespace and what it holds refer to each other
+        return raw.pubsub_numsub(channel)[0][1] == 0
+
+    until(left)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

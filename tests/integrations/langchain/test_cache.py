@@ -17,8 +17,10 @@ from langchain_core.globals import set_llm_cache
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.outputs import ChatGeneration, Generation
 
-from askonce import Cache, NotCached, control
+from askonce import Cache, Near, NotCached, control
 from askonce_langchain import AskonceCache
+
+from .waiting import until
 
 TOOL = {
     "type": "function",
@@ -101,12 +103,32 @@ class TestHits:
         assert isinstance(cache.lookup("p", "l"), list)
 
     def test_fewer_generations_replace_more(self, cache: AskonceCache) -> None:
-        """Six hundred come back in order; the one that replaces them comes back alone."""
+        """Six hundred come back in order; the one that replaces them comes back alone (cases 39, 50, 51)."""
         many = [Generation(text=str(number)) for number in range(600)]
         cache.update("p", "l", many)
         assert cache.lookup("p", "l") == many
         cache.update("p", "l", X)
         assert cache.lookup("p", "l") == X
+
+
+class TestNear:
+    def test_a_copy_is_as_good_as_what_redis_sends(self, provider: Any, url: str) -> None:
+        """A hit from this process is a new object, marked as one; what is cleared elsewhere is asked anew (case 19)."""
+        cache = AskonceCache(url, near=Near(), deadline=2.0)
+        model = provider.chat(cache)
+        model.invoke("q")
+        until(lambda: model.invoke("q") and cache.cache.stats().near_hits)
+        one, other = model.invoke("q"), model.invoke("q")
+        one.response_metadata["token_usage"]["prompt_tokens"] = one.content = "changed"
+        assert other.response_metadata["token_usage"]["prompt_tokens"] == 10
+        assert other.response_metadata["askonce"]["source"] == "hit"
+        assert (other.text, provider.calls) == ("answer 1-0", 1)
+        before = cache.cache.stats().near_hits
+        assert "".join(chunk.text for chunk in model.stream("q")) == "answer 1-0"
+        assert cache.cache.stats().near_hits == before + 1
+        AskonceCache(url, deadline=2.0).clear()
+        until(lambda: model.invoke("q").text == "answer 2-0")
+        assert provider.calls == 2
 
 
 class TestUsage:

@@ -145,7 +145,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("generation", EQUAL.values(), ids=EQUAL)
 def test_comes_back_equal(generation: Generation) -> None:
-    """What is stored comes back equal, in the same classes."""
+    """What is stored comes back equal, in the same classes (case 37)."""
     found = back(generation)
     assert found == generation
     assert type(found) is type(generation)
@@ -153,9 +153,20 @@ def test_comes_back_equal(generation: Generation) -> None:
         assert type(found.message) is type(generation.message)
 
 
+def test_objects_of_two_hits_share_nothing() -> None:
+    """A hit may be changed by its caller, down to its mappings and lists."""
+    data = CODEC.encode([ai()])
+    (one,), (other,) = CODEC.decode(data), CODEC.decode(data)
+    assert isinstance(one, ChatGeneration)
+    assert isinstance(one.message, AIMessage)
+    one.message.additional_kwargs["a"] = one.message.response_metadata["b"] = 1
+    one.message.tool_calls.append({**CALL, "type": "tool_call"})  # type: ignore[typeddict-item]
+    assert other == ai() == CODEC.decode(data)[0]
+
+
 @pytest.mark.parametrize("generation", REFUSED.values(), ids=REFUSED)
 def test_is_refused(generation: Generation) -> None:
-    """What would come back as something else is not stored."""
+    """What would come back as something else is not stored (case 37)."""
     with pytest.raises(Uncacheable):
         CODEC.encode([generation])
 
@@ -228,7 +239,7 @@ class TestUntrustedBytes:
         ],
     )
     def test_foreign_rows_raise(self, rows: Any) -> None:
-        """What this codec cannot have written raises: the core takes it for a miss."""
+        """What this codec cannot have written raises: the core takes it for a miss (case 38)."""
         with pytest.raises(Exception):
             CODEC.decode(ormsgpack.packb(rows))
 

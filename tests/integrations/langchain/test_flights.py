@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,27 +23,12 @@ from askonce import Policy
 from askonce_langchain import AskonceCache
 from askonce_langchain._calls import ModelCall, running
 
-PATIENCE = 30.0
+from .waiting import PATIENCE, auntil, until
 
 
 @pytest.fixture
 def cache(url: str) -> AskonceCache:
     return AskonceCache(url, deadline=2.0)  # a busy machine is no fault of Redis
-
-
-def until(there: Callable[[], bool]) -> None:
-    """Wait for something that happens elsewhere."""
-    end = time.monotonic() + PATIENCE
-    while not there():
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
-async def auntil(there: Callable[[], Any]) -> None:
-    """Wait for something that happens elsewhere."""
-    async with asyncio.timeout(PATIENCE):
-        while not there():
-            await asyncio.sleep(0.005)
 
 
 def missed(cache: AskonceCache, count: int) -> Callable[[], bool]:

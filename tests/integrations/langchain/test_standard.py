@@ -1,24 +1,29 @@
-"""The suites of langchain-tests, on every server."""
+"""The suites of langchain-tests, on every server, with and without copies in the process."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 from langchain_tests.integration_tests import AsyncCacheTestSuite, SyncCacheTestSuite
 
+from askonce import Near
 from askonce_langchain import AskonceCache
+
+NEAR: Any = {"params": [None, Near()], "ids": ["redis alone", "near"]}
 
 
 class TestSync(SyncCacheTestSuite):
     """The synchronous contract."""
 
-    @pytest.fixture
-    def cache(self, url: str) -> AskonceCache:
-        return AskonceCache(url)
+    @pytest.fixture(**NEAR)
+    def cache(self, request: pytest.FixtureRequest, url: str) -> AskonceCache:
+        return AskonceCache(url, near=request.param)
 
 
 class TestAsync(AsyncCacheTestSuite):
     """The asynchronous contract; every test has an event loop of its own."""
 
-    @pytest.fixture
-    async def cache(self, url: str) -> AskonceCache:
-        return AskonceCache(url)
+    @pytest.fixture(**NEAR)
+    async def cache(self, request: pytest.FixtureRequest, url: str) -> AskonceCache:
+        return AskonceCache(url, near=request.param)

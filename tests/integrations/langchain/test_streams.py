@@ -6,7 +6,6 @@ import asyncio
 import gc
 import pickle
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -27,10 +26,11 @@ from pydantic import BaseModel, Field
 from askonce import Cache, NotCached, Policy, control
 from askonce_langchain import AskonceCache
 
+from .waiting import PATIENCE, until
+
 needs_events = pytest.mark.skipif(
     not hasattr(BaseChatModel, "_chat_model_stream_v3"), reason="langchain-core before 1.4"
 )
-PATIENCE = 30.0
 TOOL = {"type": "function", "function": {"name": "t", "parameters": {"type": "object", "properties": {}}}}
 MODELS: dict[str, dict[str, Any]] = {
     "chat completions": {},
@@ -524,14 +524,6 @@ class TestReadAlong:
             with pytest.raises(ConnectionError):
                 leader.result(PATIENCE)
         assert len(calls) == 2
-
-
-def until(there: Callable[[], bool]) -> None:
-    """Wait for something that happens elsewhere."""
-    end = time.monotonic() + PATIENCE
-    while not there():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 class TestTheModelIsLeftAlone:

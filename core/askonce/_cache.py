@@ -40,7 +40,7 @@ from ._view import View, memo_request
 from ._warm import WarmReport, fill
 from ._wire.commands import answer, checked, is_unknown_script, pack, pack_load, pack_script
 from ._wire.endpoint import Client, Endpoint
-from .control import NONE, current
+from .control import NONE, Control, current
 from .entry import Codec, encode_chunk
 from .errors import BackendUnavailable, ConfigurationError, Unfit
 from .keys import Explanation, tag_hash
@@ -223,8 +223,14 @@ class Cache(View):
         self, requests: Sequence[object], *, codec: Codec[Any] | None = None
     ) -> list[AnyServed | None]:
         """Return what ``lookup`` returns, for each request in order, in one round trip."""
-        asks, numbers = self._distinct(requests)
-        found = self._run(programs.get_many(self._namespace.state, asks), self._call(codec))
+        control = current()
+        digests, numbers = self._digests(requests, control)
+        served, fetched = self._straight_many(digests, codec, control)
+        found: dict[int, AnyServed | None] = {**served}
+        if asks := self._asks(digests, control, served):
+            program = programs.get_many(self._namespace.state, asks, fetched)
+            rest = self._run(program, self._call(codec))
+            found.update((wanted.index, one) for wanted, one in zip(asks, rest, strict=True))
         return [found[number] for number in numbers]
 
     def store_many(
@@ -264,16 +270,28 @@ class Cache(View):
         the others are stored, then the first failure is raised.  What fails in the hands of others is asked of *fn* in
         a second call.
         """
-        asks, numbers = self._distinct(
-            requests, ttl=ttl, tags=tags, waits=not self._namespace.holds(threading.current_thread())
+        control = current()
+        digests, numbers = self._digests(requests, control)
+        served, fetched = self._straight_many(digests, codec, control)
+        if len(served) == len(digests):
+            return [served[number].value for number in numbers]
+        asks = self._asks(
+            digests,
+            control,
+            served,
+            ttl=ttl,
+            tags=tags,
+            waits=not self._namespace.holds(threading.current_thread()),
         )
         firsts = dict(zip(reversed(numbers), reversed(requests), strict=True))
 
         def compute(indices: Sequence[int]) -> Sequence[Any]:
             return fn([firsts[index] for index in indices])
 
-        call = self._call(codec, admit, compute, [wanted.digest for wanted in asks])
-        served = self._run(programs.get_or_compute_many(self._namespace.state, asks), call)
+        call = self._call(codec, admit, compute, digests)
+        program = programs.get_or_compute_many(self._namespace.state, asks, fetched)
+        rest = self._run(program, call)
+        served.update((wanted.index, one) for wanted, one in zip(asks, rest, strict=True))
         return [served[number].value for number in numbers]
 
     def begin(
@@ -346,7 +364,8 @@ class Cache(View):
 
     def invalidate_many(self, requests: Sequence[object]) -> int:
         """Do what ``invalidate`` does for each request, together; return how many entries were removed."""
-        asks, _ = self._distinct(requests)
+        control = current()
+        asks = self._asks(self._digests(requests, control)[0], control)
         return self._run(programs.invalidate(self._namespace.state, asks), Call())
 
     def invalidate_tag(self, tag: str) -> bool:
@@ -469,6 +488,20 @@ class Cache(View):
         except BackendUnavailable:
             return None, None  # the program meets it again, at once, and decides
         return namespace.plain_hit(part, fetched, word.prefix, self._policy, codec, usable), fetched
+
+    def _straight_many(
+        self, digests: Sequence[bytes], codec: Codec[Any] | None, control: Control
+    ) -> tuple[dict[int, AnyServed], Fetched | None]:
+        """Do what ``_straight`` does for several of one partition; return the hits by their numbers."""
+        namespace = self._namespace
+        part = namespace.only_partition(digests) if control is NONE else None
+        if part is None or (word := part.word) is None:
+            return {}, None
+        try:
+            fetched = self._read(part, tuple([word.prefix + digest for digest in digests]))
+        except BackendUnavailable:
+            return {}, None  # as above
+        return namespace.plain_hits(part, fetched, word.prefix, self._policy, codec)
 
     def _run(self, program: Program[T], call: Call) -> T:
         reply: Any = None

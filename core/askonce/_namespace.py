@@ -28,7 +28,18 @@ from ._call import leading
 from ._clock import Clock
 from ._effects import Fetch, Fetched, Listen, Renewal
 from ._flights import Flights
-from ._programs import END_MARK, META, NOTHING_UNSENT, Ask, Held, Partition, State, Unsent, publish_call
+from ._programs import (
+    AT_ONCE,
+    END_MARK,
+    META,
+    NOTHING_UNSENT,
+    Ask,
+    Held,
+    Partition,
+    State,
+    Unsent,
+    publish_call,
+)
 from ._settings import Settings
 from ._wire.commands import answer, checked, is_unknown_script, pack, pack_load, pack_script
 from ._wire.endpoint import Endpoint
@@ -325,10 +336,11 @@ class Namespace:
         prefix: bytes,
         policy: Policy,
         codec: Codec[Any] | None,
-        usable: Callable[[Any], bool] | None,
+        usable: Callable[[Any], bool] | None = None,
+        place: int = 0,
     ) -> AnyServed | None:
         """Return a fresh entry without tags, served and counted; None leaves everything to the program."""
-        data, word = fetched.entries[0], part.word
+        data, word = fetched.entries[place], part.word
         if policy.hot is not None or policy.early:  # uses are counted, chances drawn
             return None
         if data is None or word is None or fetched.word != word.raw or word.prefix != prefix:
@@ -341,6 +353,27 @@ class Namespace:
             return None
         self.state.counters.add("hits")
         return Served(value, Source.HIT, age_ms / 1000, ttl_ms / 1000)
+
+    def plain_hits(
+        self, part: Partition, fetched: Fetched, prefix: bytes, policy: Policy, codec: Codec[Any] | None
+    ) -> tuple[dict[int, AnyServed], Fetched]:
+        """Return the plain hits by their places, and what was fetched of the others."""
+        hits: dict[int, AnyServed] = {}
+        left: list[bytes | None] = []
+        for place, data in enumerate(fetched.entries):
+            served = self.plain_hit(part, fetched, prefix, policy, codec, place=place)
+            if served is None:
+                left.append(data)
+            else:
+                hits[place] = served
+        return hits, fetched._replace(entries=left)
+
+    def only_partition(self, digests: Sequence[bytes]) -> Partition | None:
+        """Return the partition that all *digests* are of, if they are few enough for one round trip."""
+        parts = {self.state.partition_of(digest).index for digest in digests}
+        if len(parts) != 1 or len(digests) > AT_ONCE:
+            return None
+        return self.state.partitions[parts.pop()]
 
     def due_counters(self, index: int) -> dict[str, int]:
         """Return counters to be added to the fleet's in the write of something else to a partition, if that is due."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any, Literal, TypeVar
 
 from ._call import Call
@@ -200,19 +200,21 @@ class View:
         bound = 0.0 if while_followed else seconds("drain", drain)
         return Asked(wanted, call, codec, bound, while_followed, on_served)
 
-    def _distinct(self, requests: Sequence[object], **words: Any) -> tuple[list[Ask], list[int]]:
-        """Return an Ask for each distinct request, numbered in order, and for each request the number of its Ask."""
+    def _digests(self, requests: Sequence[object], control: Control) -> tuple[list[bytes], list[int]]:
+        """Return the distinct digests in order, and for each request the number of its digest."""
         places: dict[bytes, int] = {}
-        asks: list[Ask] = []
-        numbers: list[int] = []
-        control = current()
-        for request in requests:
-            digest = self._digest(request, control)
-            if digest not in places:
-                places[digest] = len(asks)
-                asks.append(self._namespace.ask(digest, self._policy, control, index=len(asks), **words))
-            numbers.append(places[digest])
-        return asks, numbers
+        numbers = [places.setdefault(self._digest(request, control), len(places)) for request in requests]
+        return list(places), numbers
+
+    def _asks(
+        self, digests: Sequence[bytes], control: Control, served: Container[int] = (), **words: Any
+    ) -> list[Ask]:
+        """Return an Ask for each digest whose number is not *served*."""
+        return [
+            self._namespace.ask(digest, self._policy, control, index=number, **words)
+            for number, digest in enumerate(digests)
+            if number not in served
+        ]
 
     def _each(
         self, requests: Sequence[object], count: int, labels: Sequence[str | None] | None, **words: Any

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from askonce import AsyncCache, Cache, ConfigurationError, Policy, Refused, Request, Uncacheable, control
 from askonce._view import memo_request
+from askonce.control import NONE
 from askonce.keys import Fingerprints, tag_hash
 
 URL = "redis://127.0.0.1:1/0"
@@ -213,17 +214,18 @@ def test_every_request_has_a_token_of_its_own(kind):
     assert all(0.0 <= wanted.draw < 1.0 for wanted in asks)
 
 
-@given(st.lists(st.integers(0, 5), max_size=12))
-def test_many_requests_are_made_distinct(numbers):
-    """Equal requests are asked once, in the order of their first place, and each finds its answer."""
-    asks, places = Cache(URL)._distinct([{"q": number} for number in numbers])
+@given(st.lists(st.integers(0, 5), max_size=12), st.sets(st.integers(0, 5)))
+def test_many_requests_are_made_distinct(numbers, served):
+    """Equal requests are asked once, in the order of their first place; what is served already is not asked."""
+    cache = Cache(URL)
+    digests, places = cache._digests([{"q": number} for number in numbers], NONE)
 
-    assert [wanted.index for wanted in asks] == list(range(len(set(numbers))))
-    assert [asks[place].digest for place in places] == [
-        digest(Cache(URL), {"q": number}) for number in numbers
-    ]
     firsts = sorted(set(numbers), key=numbers.index)
-    assert [wanted.digest for wanted in asks] == [digest(Cache(URL), {"q": number}) for number in firsts]
+    assert digests == [digest(cache, {"q": number}) for number in firsts]
+    assert [digests[place] for place in places] == [digest(cache, {"q": number}) for number in numbers]
+    asks = cache._asks(digests, NONE, served)
+    assert [wanted.index for wanted in asks] == [place for place in range(len(firsts)) if place not in served]
+    assert all(wanted.digest == digests[wanted.index] for wanted in asks)
 
 
 def test_a_request_without_a_form_is_refused(kind):

@@ -16,11 +16,12 @@ from .begin import END_MARK, NOTHING_UNSENT, Held, Unsent, abandon, begin, finis
 from .compute import get_or_compute
 from .find import lookup
 from .many import get_many, get_or_compute_many, store_many
-from .state import META, Ask, Partition, State
+from .state import AT_ONCE, META, Ask, Partition, State
 from .stream import Behind, Elsewhere, end, fallback, is_followed, pull, rest, take_up, tune_in
 from .write import store
 
 __all__ = [
+    "AT_ONCE",
     "END_MARK",
     "META",
     "NOTHING_UNSENT",

@@ -40,9 +40,15 @@ from .write import (
 )
 
 
-def get_many(state: State, asks: Sequence[Ask]) -> Program[list[AnyServed | None]]:
-    """Serve each request, or None; one round trip for 128 of them."""
-    founds, _ = yield from _find_many(state, asks)
+def get_many(
+    state: State, asks: Sequence[Ask], fetched: Fetched | None = None
+) -> Program[list[AnyServed | None]]:
+    """
+    Serve each request, or None; one round trip for 128 of them.
+
+    *fetched* is what the driver's straight path has read of all, which are then of one partition.
+    """
+    founds, _ = yield from _find_many(state, asks, fetched)
     served = [serve(state, founds.get(wanted.digest)) for wanted in asks]
     for wanted, outcome in zip(asks, served, strict=True):
         if outcome is not None:
@@ -50,10 +56,19 @@ def get_many(state: State, asks: Sequence[Ask]) -> Program[list[AnyServed | None
     return served
 
 
-def _find_many(state: State, asks: Sequence[Ask]) -> Program[tuple[dict[bytes, Found], set[int]]]:
+def _find_many(
+    state: State, asks: Sequence[Ask], fetched: Fetched | None
+) -> Program[tuple[dict[bytes, Found], set[int]]]:
     """Return what was found, and which partitions are away."""
     founds: dict[bytes, Found] = {}
     away: set[int] = set()
+    if fetched is not None and (word := asks[0].partition.word) is not None:
+        try:
+            yield from _judge_group(state, word, asks, fetched, founds)
+        except BackendUnavailable as error:
+            failed(state, error)
+            away.add(asks[0].partition.index)
+        return founds, away
     # What is of one partition stays together, so that a chunk asks as few servers as it can.
     for chunk in chunks(sorted(asks, key=lambda wanted: wanted.partition.index)):
         asked: list[tuple[Word, list[Ask]]] = []
@@ -81,7 +96,7 @@ def _find_many(state: State, asks: Sequence[Ask]) -> Program[tuple[dict[bytes, F
 
 
 def _judge_group(
-    state: State, word: Word, group: list[Ask], fetched: Fetched, founds: dict[bytes, Found]
+    state: State, word: Word, group: Sequence[Ask], fetched: Fetched, founds: dict[bytes, Found]
 ) -> Program[None]:
     in_step = yield from keep_step(state, group[0].partition, word, fetched.word)
     for wanted, data in zip(group, fetched.entries, strict=True):
@@ -95,7 +110,9 @@ def _judge_group(
             founds[wanted.digest] = found
 
 
-def get_or_compute_many(state: State, asks: Sequence[Ask]) -> Program[list[AnyServed]]:
+def get_or_compute_many(
+    state: State, asks: Sequence[Ask], fetched: Fetched | None = None
+) -> Program[list[AnyServed]]:
     """
     Serve all requests (distinct, in order), computing each missing one at most once among all callers.
 
@@ -103,7 +120,7 @@ def get_or_compute_many(state: State, asks: Sequence[Ask]) -> Program[list[AnySe
     two callers with crossing requests never wait for each other.  What fails in the hands of others is then asked of
     this caller's function.  An exception among the values is the failure of that request alone, raised at the end.
     """
-    founds, away = yield from _find_many(state, asks)
+    founds, away = yield from _find_many(state, asks, fetched)
     served: dict[bytes, AnyServed] = {}
     missing: list[Ask] = []
     stale: list[Ask] = []

@@ -33,7 +33,7 @@ _TOUCH_PART: Final = 1 / 16
 _MOST_TOUCHED: Final = 4_096
 
 #: Requests in one round trip: bounded, so that one deadline is enough for it.
-_AT_ONCE = 128
+AT_ONCE: Final = 128
 
 
 #: In place of a partition's index: what all partitions share.
@@ -211,7 +211,7 @@ def by_partition(asks: Iterable[Ask]) -> list[tuple[Partition, list[Ask]]]:
     return list(groups.values())
 
 
-def chunks(items: Sequence[T], size: int = _AT_ONCE) -> Iterator[list[T]]:
+def chunks(items: Sequence[T], size: int = AT_ONCE) -> Iterator[list[T]]:
     """Return *items* in lists of at most *size*, so many as one round trip takes."""
     for start in range(0, len(items), size):
         yield list(items[start : start + size])

@@ -25,7 +25,7 @@ from ._namespace import Namespace
 from ._recording import LOOK_AGAIN_S, Asked, Passed, Recording
 from .entry import Corrupt
 from .errors import StreamBroken
-from .served import Served
+from .served import Served, Source
 
 #: What to go on with when a leader gave up: look again.
 _AGAIN: Final = object()
@@ -50,9 +50,7 @@ async def stream(driver: Driver, asked: Asked, fn: Callable[[], Any]) -> AsyncIt
         passed.begin_source()
         match outcome:
             case Served():
-                if asked.on_served is not None:
-                    asked.on_served(outcome)
-                for chunk in passed.conclude(outcome.value):
+                for chunk in passed.conclude(asked.told(outcome)):
                     yield chunk
                 return
             case programs.Behind(served=served, flight=flight):
@@ -78,7 +76,8 @@ async def stream(driver: Driver, asked: Asked, fn: Callable[[], Any]) -> AsyncIt
                     if outcome.fallback is None or not passed.nothing:
                         raise
                     state.counters.add("stale_if_error")
-                    for chunk in passed.conclude(outcome.fallback.value):
+                    stale = outcome.fallback.served(Source.STALE_IF_ERROR)
+                    for chunk in passed.conclude(asked.told(stale)):
                         yield chunk
                 return
             case Flight():
@@ -95,7 +94,7 @@ async def stream(driver: Driver, asked: Asked, fn: Callable[[], Any]) -> AsyncIt
             kept = await driver._run(programs.fallback(state, wanted), call) if passed.nothing else None
             if kept is None:
                 raise
-            for chunk in passed.conclude(kept):
+            for chunk in passed.conclude(asked.told(kept)):
                 yield chunk
             return
         if outcome is None:

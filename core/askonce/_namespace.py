@@ -339,15 +339,15 @@ class Namespace:
         usable: Callable[[Any], bool] | None = None,
         place: int = 0,
     ) -> AnyServed | None:
-        """Return a fresh entry without tags, served and counted; None leaves everything to the program."""
+        """Return a fresh entry, served and counted; None leaves everything to the program."""
         data, word = fetched.entries[place], part.word
         if policy.hot is not None or policy.early:  # uses are counted, chances drawn
             return None
         if data is None or word is None or fetched.word != word.raw or word.prefix != prefix:
             return None
         try:
-            value, age_ms, ttl_ms = read_plain(data, word.generation, fetched.now_ms, codec)
-        except Corrupt:  # or tagged, of another generation, no longer fresh
+            value, age_ms, ttl_ms = read_plain(data, word.generation, fetched.now_ms, codec, word.sequence)
+        except Corrupt:  # or of another generation, no longer fresh, with tags to be asked for
             return None
         if usable is not None and not usable(value):
             return None

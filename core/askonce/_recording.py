@@ -30,6 +30,12 @@ class Asked:
     while_followed: bool  # ... or as long as somebody follows it
     on_served: Callable[[AnyServed], object] | None = None  # told of what is replayed
 
+    def told(self, served: AnyServed) -> Any:
+        """Tell the caller of what is replayed; return its chunks."""
+        if self.on_served is not None:
+            self.on_served(served)
+        return served.value
+
 
 class Passed:
     """

@@ -24,7 +24,7 @@ from ._namespace import Namespace
 from ._recording import LOOK_AGAIN_S, Asked, Passed, Recording
 from .entry import Corrupt
 from .errors import StreamBroken
-from .served import Served
+from .served import Served, Source
 
 #: What to go on with when a leader gave up: look again.
 _AGAIN: Final = object()
@@ -48,9 +48,7 @@ def stream(driver: Driver, asked: Asked, fn: Callable[[], Iterable[Any]]) -> Ite
         passed.begin_source()
         match outcome:
             case Served():
-                if asked.on_served is not None:
-                    asked.on_served(outcome)
-                yield from passed.conclude(outcome.value)
+                yield from passed.conclude(asked.told(outcome))
                 return
             case programs.Behind(served=served):
                 try:
@@ -75,7 +73,7 @@ def stream(driver: Driver, asked: Asked, fn: Callable[[], Iterable[Any]]) -> Ite
             kept = driver._run(programs.fallback(state, wanted), call) if passed.nothing else None
             if kept is None:
                 raise
-            yield from passed.conclude(kept)
+            yield from passed.conclude(asked.told(kept))
             return
         if outcome is None:
             state.counters.add("coalesced")
@@ -172,7 +170,7 @@ def _lead(
         if held.fallback is None or not passed.nothing:
             raise
         namespace.state.counters.add("stale_if_error")
-        yield from passed.conclude(held.fallback.value)
+        yield from passed.conclude(asked.told(held.fallback.served(Source.STALE_IF_ERROR)))
     except BaseException:
         leading.close(None)
         raise

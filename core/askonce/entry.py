@@ -185,21 +185,29 @@ def _packed(kind: bytes, data: bytes, cost_ms: int) -> tuple[int, bytes]:
     return flags, _PREAMBLE.pack(kind, min(max(cost_ms, 0), 0xFFFFFFFF)) + data
 
 
-def read_plain(data: bytes, generation: int, now_ms: int, codec: Codec[Any] | None) -> tuple[Any, int, int]:
+def read_plain(
+    data: bytes, generation: int, now_ms: int, codec: Codec[Any] | None, sequence: int | None = None
+) -> tuple[Any, int, int]:
     """
-    Return the value of a fresh entry without tags, its age and how long it stays fresh, in milliseconds.
+    Return the value of a fresh entry, its age and how long it stays fresh, in milliseconds.
+
+    One with tags is plain if none was invalidated since it was stored, by the *sequence* of the control word.
 
     Raises Corrupt for anything else.  It is the hit path, of which making an ``Entry`` first would be a tenth.
     """
     if len(data) <= HEADER.size:
         raise Corrupt("no entry")
-    magic, form, flags, its_generation, _, created, fresh_until, _, _ = HEADER.unpack_from(data)
-    if magic != MAGIC or form != FORMAT or flags & ~(COMPRESSED | LABELLED) or its_generation != generation:
-        raise Corrupt("tagged, of another generation, or not ours")
+    magic, form, flags, its_generation, _, created, fresh_until, _, its_sequence = HEADER.unpack_from(data)
+    if magic != MAGIC or form != FORMAT or flags & ~_READABLE or its_generation != generation:
+        raise Corrupt("of another generation, or not ours")
+    if flags & TAGGED and (sequence is None or its_sequence < sequence):
+        raise Corrupt("one of its tags may be invalidated")
     now_ms = max(now_ms, created)  # the estimate of the server's clock may be behind
     if now_ms >= fresh_until:
         raise Corrupt("no longer fresh")
     start = _behind_label(data) if flags & LABELLED else HEADER.size
+    if flags & TAGGED:
+        start += 1 + 8 * data[start] if len(data) > start else 1
     return decode_payload(flags, data, codec, start), now_ms - created, fresh_until - now_ms
 
 

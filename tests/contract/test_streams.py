@@ -1942,6 +1942,20 @@ def test_who_left_a_stale_stream_leaves_its_refresh_alone(party, raw, colour):
 
 
 @COLOURS
+def test_a_consumer_is_told_that_a_stale_stream_stands_in(party, raw, colour):
+    """``on_served`` hears where the chunks come from, and how old they are."""
+    one, told = party(colour, policy=WINDOWS), []
+    one.read("q", Producer(*WORDS)).take()
+    age(raw, one.cache.explain("q").key, 3600 + 5000)
+
+    failing = one.read("q", Producer(error=QuotaError("down")), on_served=told.append)
+
+    assert failing.take() == list(WORDS)
+    assert [served.source for served in told] == [Source.STALE_IF_ERROR]
+    assert 8600 <= told[0].age < 8660
+
+
+@COLOURS
 def test_a_stale_stream_is_served_if_the_model_fails(party, raw, colour):
     """Before its first chunk: then there is still a whole answer to give."""
     one = party(colour, policy=WINDOWS)

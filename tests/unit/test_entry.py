@@ -646,19 +646,23 @@ def test_whatever_stands_behind_the_header_is_read_without_an_error(flags, rest)
 
 
 def test_the_hit_path_reads_plain_entries_alone():
-    """A labelled one is plain; one with tags, a grave, another generation's and foreign bytes are refused, and stale ones."""
+    """Also with a label, and with tags of which none was invalidated since; a grave, another generation's, foreign bytes and stale ones are refused."""
     flags, payload = encode("answer", None, 7)
     label = label_block(b"its label")
     times = {"generation": 3, "created": 100, "fresh_until": 200}
     plain = stored(flags | LABELLED, label + payload, **times)
     assert read_plain(plain, 3, 150, None) == ("answer", 50, 50)
     assert read_plain(plain, 3, 50, None) == ("answer", 0, 100)  # a clock that is behind
+    tags = tag_block((b"8 bytes!", b"as these"))
+    tagged = stored(flags | LABELLED | TAGGED, label + tags + payload, sequence=5, **times)
+    assert read_plain(tagged, 3, 150, None, 5) == ("answer", 50, 50)
     refused = [
         (stored(flags, payload, tags=(b"8 bytes!",), **times), 150),
         (stored(flags, payload, **{**times, "generation": 2}), 150),
         (stored(GRAVE, **times), 150),
         (stored(flags | ENCRYPTED, payload, **times), 150),
         (stored(flags | LABELLED, label[:4], **times), 150),
+        (tagged, 150),
         (b"XX" + plain[2:], 150),
         (plain[:2] + b"\x02" + plain[3:], 150),
         (b"", 150),
@@ -667,3 +671,5 @@ def test_the_hit_path_reads_plain_entries_alone():
     for data, now_ms in refused:
         with pytest.raises(Corrupt):
             read_plain(data, 3, now_ms, None)
+    with pytest.raises(Corrupt):
+        read_plain(tagged, 3, 150, None, 6)  # a tag was invalidated since

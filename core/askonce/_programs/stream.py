@@ -296,7 +296,7 @@ def is_followed(state: State, held: Held) -> Program[bool]:
     return bool(there)
 
 
-def fallback(state: State, wanted: Ask) -> Program[list[bytes] | None]:
+def fallback(state: State, wanted: Ask) -> Program[AnyServed | None]:
     """Return what is past its freshness and may stand in for a stream that failed elsewhere (RFC 5861, 4)."""
     if not wanted.read or not wanted.policy.window_ms:
         return None
@@ -308,5 +308,4 @@ def fallback(state: State, wanted: Ask) -> Program[list[bytes] | None]:
     if found is None or found.freshness is not Freshness.EXPIRED:
         return None
     state.counters.add("stale_if_error")
-    chunks: list[bytes] = found.value
-    return chunks
+    return found.served(Source.STALE_IF_ERROR)

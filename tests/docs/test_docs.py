@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from examples.standin import start
 
+from tests.servers import Cluster, promised
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -31,12 +33,19 @@ def provider():
         yield standin
 
 
+@pytest.fixture(scope="module")
+def cluster():
+    """A cluster for the page that is about it."""
+    with Cluster(promised()["valkey"]) as running:
+        yield running
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name)
-def test_the_python_blocks_of_a_page_run(page, provider, server, tmp_path):
+def test_the_python_blocks_of_a_page_run(page, provider, request, tmp_path):
     """A page's blocks run in a fresh process, one after the other, as a reader would paste them."""
     environment = {
         **os.environ,
-        "ASKONCE_URL": server.url,
+        "ASKONCE_URL": request.getfixturevalue("cluster" if page.stem == "cluster" else "server").url,
         "OPENAI_API_KEY": "sk-test",
         "OPENAI_BASE_URL": provider.base_url,
         "PYTHONPATH": "",

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from examples.standin import start
-
 from tests.servers import Cluster, promised
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,11 +40,11 @@ def cluster():
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name)
-def test_the_python_blocks_of_a_page_run(page, provider, request, tmp_path):
+def test_the_python_blocks_of_a_page_run(page, provider, server, cluster, tmp_path):
     """A page's blocks run in a fresh process, one after the other, as a reader would paste them."""
     environment = {
         **os.environ,
-        "ASKONCE_URL": request.getfixturevalue("cluster" if page.stem == "cluster" else "server").url,
+        "ASKONCE_URL": (cluster if page.stem == "cluster" else server).url,
         "OPENAI_API_KEY": "sk-test",
         "OPENAI_BASE_URL": provider.base_url,
         "PYTHONPATH": "",

@@ -457,7 +457,7 @@ async def test_a_plain_function_serves_the_async_cache(url):
 
 def test_a_thread_for_every_call_keeps_the_cache(url):
     """A server that makes a thread for each request is served by the cache after any number of them."""
-    with Cache(url, namespace="test") as cache:
+    with Cache(url, namespace="test", deadline=2) as cache:
         cache.store("q", "answer")
         found = []
         for _ in range(150):

@@ -138,7 +138,7 @@ class Namespace:
     def failed(self, index: int, error: BackendUnavailable) -> None:
         """Note an exchange that failed: who must not be asked for a while, and whether slots may have moved."""
         if not isinstance(error, OutOfMemory):
-            self.topology.refresh()
+            self.topology.refresh(answered=isinstance(error, Moved | Unfit))
         node = self.nodes[index]
         if node is None:
             return

@@ -18,7 +18,11 @@ def address(server):
 
 @pytest.mark.parametrize(
     "words",
-    [{}, {"decode_responses": True}, {"load_balancing_strategy": redis.cluster.LoadBalancingStrategy.ROUND_ROBIN}],
+    [
+        {},
+        {"decode_responses": True},
+        {"load_balancing_strategy": redis.cluster.LoadBalancingStrategy.ROUND_ROBIN},
+    ],
 )
 async def test_a_client_of_either_colour_serves_both(url, address, words):
     """Its addresses are used and nothing else of it: no reading from replicas, no decoding; it stays as it was."""

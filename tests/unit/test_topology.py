@@ -281,6 +281,21 @@ def test_a_map_that_cannot_be_read_leaves_all_as_it_was(nodes, cluster, clock):
     assert all("nobody there" in event.reason for event in cluster.events)
 
 
+def test_an_answer_is_reason_to_ask_again(nodes, cluster, clock):
+    """Whatever the last readings came to: a server that says MOVED is there."""
+    nodes.find(0)
+    cluster.map = BackendUnavailable("nobody there")
+    clock.now += 1
+    nodes.refresh().result(5)
+    cluster.map = Map([B, B], (A, B), True)
+    clock.now += 1
+    nodes.refresh().result(5)
+    assert labels(nodes) == ["redis://a:1", "redis://b:2"]
+    nodes.refresh(answered=True).result(5)
+
+    assert labels(nodes) == ["redis://b:2", "redis://b:2"]
+
+
 def test_who_asks_before_there_is_a_map_hears_why_not(nodes, cluster):
     """The reason is in the error of every call."""
     cluster.map = ValueError("the cluster has no slots")

@@ -90,7 +90,8 @@ def bump(state: State) -> Program[int]:
     """
     Make every entry unreachable; return the new generation, or 0 if some part of Redis could not be told.
 
-    Those that can be told are, and then this process tells the others as soon as it meets them again.
+    Those that can be told are, and this process tells the others as soon as it meets them again.  If none could be
+    told, nothing has happened.
     """
     told, generation, errors = yield from _bump(state)
     for part in told:
@@ -134,8 +135,8 @@ def _bump(state: State) -> Program[tuple[list[Partition], int, list[BackendUnava
         note_word(part, raw)
         word = parse_word(raw)
         generation = max(generation, word.generation if word else 0)
-    for part in state.partitions if told else ():  # told nobody, it has not happened
-        if part not in told:  # see ``adopt``: what is older than the newest seen is never accepted
+    for part in state.partitions:
+        if told and part not in told:  # see ``adopt``: what is older than the newest seen is never accepted
             part.newest, part.word = max(part.newest, generation), None
     state.clear_near()
     return told, generation, errors

@@ -58,10 +58,10 @@ class Topology:
         self._tell, self._learned = tell, learned
         self._members: Sequence[Address] = ()
         self._made: dict[Address, Node] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # re-entrant: as in stats.Counters
         self._breaker = Breaker(place.label, tell)
         self._next = 0.0
-        self._why = "nobody was asked"
+        self._why = "no answer yet"
         self._reading: Future[None] = Future()
         self._reading.set_result(None)
         self.nodes: list[Node | None] = [None] * len(slots)
@@ -92,13 +92,17 @@ class Topology:
             raise BackendUnavailable(f"{self._place.label}: no server is known: {self._why}")
         return node
 
-    def refresh(self) -> Future[None]:
-        """Read the map anew behind the caller, unless that was done a moment ago; return the latest reading."""
+    def refresh(self, *, answered: bool = False) -> Future[None]:
+        """
+        Read the map anew behind the caller, unless that was done a moment ago; return the latest reading.
+
+        *answered*: some server did, so that there is reason to try even if nobody had the map the last time.
+        """
         if isinstance(self._place, Endpoint):
             return self._reading
         with self._lock:
             now = time.monotonic()
-            if self._reading.done() and now >= self._next and self._breaker.allows():
+            if self._reading.done() and now >= self._next and (answered or self._breaker.allows()):
                 self._next = now + _AT_MOST_EVERY_S
                 self._reading = Future()
                 thread = threading.Thread(target=self._read, args=(self._reading,), name="askonce-topology")

@@ -12,10 +12,11 @@ from contextlib import ExitStack, contextmanager
 import pytest
 from tests.conftest import Asyncio, Driver, Threads
 from tests.contract.audit import Auditor
-from tests.contract.polling import until
+from tests.contract.polling import registered, until
+from tests.contract.upstream import Gate
 from tests.servers import Server, beside, promised
 
-from askonce import Source
+from askonce import Policy, Source
 from askonce.keys import partition_slot, partition_tags
 
 QUESTIONS = 48
@@ -149,6 +150,40 @@ def test_a_slot_moves_under_load(server, url, drivers):
             know(driver, "an answer")
     assert {number: both[1].explain(number).key for number in range(QUESTIONS)} == stored
     assert books_agree(url)
+
+
+def test_who_waits_for_another_process_does_not_wait_for_a_slot_that_moved(server, url, drivers):
+    """Asleep at the old node, it is told that there is nothing to hear any more; at the new one it is woken as ever."""
+    (leader, _), (follower, other) = (drivers(url, deadline=2.0, policy=Policy(lease=60)) for _ in range(2))
+    slot = partition_slot("test", TAGS[leader.explain("q").partition])
+    for waiter in (follower, other):
+        gate = Gate("the leader's")
+        leading = leader.start("serve", "q", gate)
+        gate.wait()
+        following = waiter.start("serve", "q", lambda: "its own")
+        until(lambda waiter=waiter: registered(waiter.cache._namespace))
+        server.move(slot)
+        until(
+            lambda waiter=waiter, following=following: (
+                following.done() or not registered(waiter.cache._namespace)
+            )
+        )
+        gate.open()
+        assert following.result(20).value in {"its own", "the leader's"}
+        assert leading.result(20).value == "the leader's"
+
+        until(lambda: leader.store("q", "to be removed") and leader.invalidate("q"))
+        gate = Gate("the leader's")
+        leading = leader.start("serve", "q", gate)
+        gate.wait()
+        until(lambda waiter=waiter: waiter.lookup("q") is None and waiter.stats().fleet)
+        following = waiter.start("serve", "q", lambda: "its own")
+        until(lambda waiter=waiter: registered(waiter.cache._namespace))
+        gate.open()
+        served = following.result(20)
+        assert (served.value, served.source) == ("the leader's", Source.COALESCED)
+        assert leading.result(20).value == "the leader's"
+        leader.invalidate("q")
 
 
 def test_a_part_of_a_cluster_is_away(own_cluster, drivers):

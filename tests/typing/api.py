@@ -94,6 +94,7 @@ cache = Cache(
     policy=policy,
     max_entries=10_000,
     max_bytes=limit,
+    partitions=4,
     deadline=0.1,
     admit=as_admit,
     on_event=hear,

@@ -46,5 +46,5 @@ def test_the_documented_permissions_are_enough(user, server, make_driver, raw, c
     refused = {
         one["object"] for client in server.clients for one in client.acl_log() if one["reason"] != "auth"
     }
-    assert refused <= {"client|setinfo", *(["pubsub|shardnumsub"] if channels is PLAIN else [])}
+    assert refused <= {"client|setinfo", "info", *(["pubsub|shardnumsub"] if channels is PLAIN else [])}
     assert driver.stats().backend_errors == 0

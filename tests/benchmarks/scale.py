@@ -159,23 +159,36 @@ def read(cache: Cache, number: int, *, touch: bool) -> tuple[bytes, int]:
 
 
 def memory(name: str, entries: int) -> None:
-    """Print what *entries* answers take, all keys counted, and what the books say."""
+    """Print what *entries* answers take, all keys counted, beside a bare SET, and what the books say."""
     print(f"\nMemory of {name}: {entries:,} entries of each size\n")
-    print("| answer | bytes an entry | the books count | a million entries |")
-    print("|---|---|---|---|")
-    for length in SIZES[:3]:
-        with (
-            Server(promised()[name], name=name) as server,
-            redis.Redis.from_url(server.url) as client,
-            Cache(server.url, namespace="memory", max_entries=10**7, max_bytes="64gb", deadline=1.0) as cache,
-        ):
-            cache.store("warm", "up")
-            before, books = client.info("memory")["used_memory"], cache.usage().bytes
-            for start in range(0, entries, 100):
-                cache.store_many(range(start, start + 100), [os.urandom(length) for _ in range(100)])
-            used = (client.info("memory")["used_memory"] - before) / entries
-            counted = (cache.usage().bytes - books) / entries
-        print(f"| {length:,} B | {used:,.0f} | {counted:,.0f} | {used * 1e6 / 2**30:.1f} GiB |")
+    print("| answer | bare `SET PX` | bytes an entry | the books count | a million entries |")
+    print("|---|---|---|---|---|")
+    for length in (512, 1_980, 2_048, 8_192):
+        bare = _bytes_each(name, entries, length, bare=True)[0]
+        used, counted = _bytes_each(name, entries, length, bare=False)
+        million = f"{used * 1e6 / 2**30:.1f} GiB"
+        print(f"| {length:,} B | {bare:,.0f} | {used:,.0f} | {counted:,.0f} | {million} |")
+
+
+def _bytes_each(name: str, entries: int, length: int, *, bare: bool) -> tuple[float, float]:
+    with (
+        Server(promised()[name], name=name) as server,
+        redis.Redis.from_url(server.url) as client,
+        Cache(server.url, namespace="memory", max_entries=10**7, max_bytes="64gb", deadline=1.0) as cache,
+    ):
+        cache.store("warm", "up")
+        before, books = client.info("memory")["used_memory"], cache.usage().bytes
+        for start in range(0, entries, 100):
+            answers = [os.urandom(length) for _ in range(100)]
+            if bare:
+                with client.pipeline(transaction=False) as pipe:
+                    for number, answer in enumerate(answers, start):
+                        pipe.set(f"bare:{cache.fingerprint(number)}", answer, px=86_400_000)
+                    pipe.execute()
+            else:
+                cache.store_many(range(start, start + 100), answers)
+        used = client.info("memory")["used_memory"] - before
+        return used / entries, (cache.usage().bytes - books) / entries
 
 
 # --- partitions, by simulation --------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ together.  The rules read what the providers report, each in its own words.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from langchain_core.messages import AIMessage, BaseMessage
@@ -48,8 +49,10 @@ def refusal(generations: Sequence[Generation], *, limited: bool = False) -> str 
     """
     if not generations:
         return "empty"
-    reasons = (_refusal(generation, limited=limited) for generation in generations)
-    return next((why for why in reasons if why is not None), None)
+    for generation in generations:
+        if why := _refusal(generation, limited=limited):
+            return why
+    return None
 
 
 def _refusal(generation: Generation, *, limited: bool) -> str | None:
@@ -82,9 +85,12 @@ def _ended_badly(report: Mapping[str, Any] | None) -> str | None:
 
 
 def _judge(reason: object) -> str | None:
-    if reason is None:
-        return None
-    said = str(reason).lower()
+    return None if reason is None else _meaning(str(reason))
+
+
+@lru_cache(maxsize=128)  # the same few words at each answer
+def _meaning(said: str) -> str | None:
+    said = said.lower()
     return next((why for word, why in _REASONS if word in said), None)
 
 

@@ -12,6 +12,7 @@ calls the model.  One made by anybody else just looks, for nothing would tell th
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -27,12 +28,13 @@ from askonce.served import AnyServed
 
 from . import _hooks
 from ._admission import refusal
-from ._calls import Call, ModelCall, call_of_task, running
+from ._calls import Call, Led, ModelCall, call_of_task, running
 from ._codec import GenerationsCodec, copied, mark
 from ._given import cache_of
 from ._keys import request
 from ._live import several_answers
 from ._shape import as_invoked
+from ._stale import ModelFailed, fail
 
 _CODEC: Final = GenerationsCodec()
 _log = logging.getLogger("askonce.langchain")
@@ -45,10 +47,10 @@ class AskonceCache(BaseCache):
     With a URL, or none, the options are those of ``askonce.Cache``.  A ``Cache`` that is given is used as it is.
 
     ``hooks``: install the hooks (once per process) by which streams are cached too, one caller calls the model for
-    all who ask the same, and config metadata control the cache.  ``live_parameters``: put into the key what a model
-    says of itself at each call, instead of what LangChain wrote down of it at the first.
-    ``usage_on_hit="zero"`` reports no tokens for an answer that cost none.  ``replay="pieces"`` gives a stored
-    answer to ``stream`` in the pieces in which it came, not whole.
+    all who ask the same, what is stored stands in for a model that fails (``Policy.stale_if_error``), and config
+    metadata control the cache.  ``live_parameters``: put into the key what a model says of itself at each call,
+    instead of what LangChain wrote down of it at the first.  ``usage_on_hit="zero"`` reports no tokens for an answer
+    that cost none.  ``replay="pieces"`` gives a stored answer to ``stream`` in the pieces in which it came, not whole.
 
     An API key is not part of what LangChain tells a cache: tenants that must not share answers need namespaces.
     """
@@ -67,6 +69,9 @@ class AskonceCache(BaseCache):
         _check_word("replay", replay, "whole", "pieces")
         self._cache = cache_of(url_or_cache, options)
         self._keep_usage = usage_on_hit == "keep"
+        policy = self._cache.policy
+        #: Whether an answer past its freshness may be served in place of a model's error.
+        self.stands_in = bool(policy.stale_if_error or policy.stale_while_revalidate)
         self.live_parameters = live_parameters
         self.hooks = hooks
         self.replay = replay
@@ -168,7 +173,7 @@ class AskonceCache(BaseCache):
                 hit = self._hit(outcome)
                 call.served = hit is not None
                 return hit
-            call.lead(prompt, outcome)
+            call.lead(prompt, asked, outcome)
             return None
         _check_the_miss()
         return None
@@ -184,10 +189,60 @@ class AskonceCache(BaseCache):
                 hit = self._hit(outcome)
                 call.served = hit is not None
                 return hit
-            call.lead(prompt, outcome)
+            call.lead(prompt, asked, outcome)
             return None
         _check_the_miss()
         return None
+
+    def _stale(
+        self, call: Call, error: Exception, prompts: Sequence[str] | None = None
+    ) -> list[list[Generation]] | None:
+        """Return what is stored for each of *prompts*, or all that *call* leads; None if *error* is to be raised."""
+        leads = self._failed(call, error, prompts)
+        call.end()
+        found = []
+        for led in leads:
+            hit = None
+            with Spared(self._cache.bypass), contextlib.suppress(ModelFailed, AskonceError), led.words:
+                # What ``get_or_compute`` would have done, but for the call, which was made already.
+                hit = self._hit(
+                    self._cache.serve(led.asked, fail, codec=call.codec, share_errors=False, max_wait=0)
+                )
+            if hit is None:
+                return None
+            found.append(hit)
+        call.served = bool(found)
+        return found or None
+
+    async def _astale(
+        self, call: Call, error: Exception, prompts: Sequence[str] | None = None
+    ) -> list[list[Generation]] | None:
+        """Do what ``_stale`` does."""
+        leads = self._failed(call, error, prompts)
+        await call.aend()
+        found = []
+        for led in leads:
+            hit = None
+            with Spared(self._cache.bypass), contextlib.suppress(ModelFailed, AskonceError), led.words:
+                hit = self._hit(
+                    await self._cache.aio.serve(
+                        led.asked, fail, codec=call.codec, share_errors=False, max_wait=0
+                    )
+                )
+            if hit is None:
+                return None
+            found.append(hit)
+        call.served = bool(found)
+        return found or None
+
+    def _failed(self, call: Call, error: Exception, prompts: Sequence[str] | None) -> list[Led]:
+        """Return what *call* leads of *prompts*, in their order; nothing if *error* is to be raised."""
+        if not self.stands_in or not call.may_stand_in(error):
+            return []
+        leads = call.leads()
+        if prompts is not None and [led.prompt for led in leads] != list(prompts):
+            return []  # not all of them went through the cache
+        return leads
 
     def _finish(self, call: Call, prompt: str, llm_string: str, generations: Sequence[Generation]) -> None:
         """Store the answer that *call* computed, and serve those who wait for it."""

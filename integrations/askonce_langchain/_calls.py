@@ -28,16 +28,19 @@ from ._admission import refusal
 from ._codec import GenerationsCodec, decode_stream, encode_piece
 from ._live import live, sets_limit
 from ._shape import as_given_by, as_invoked
+from ._stale import Told, is_of_the_model
 
 _WORDS: Final = frozenset({"max_age", "only_if_cached", "read", "scope", "tags", "ttl", "write"})
 _AS_IT_IS: Final = contextlib.nullcontext()
 
 
-class _Led(NamedTuple):
-    """A question that a call leads, and the lease by which it does."""
+class Led(NamedTuple):
+    """A question that a call leads, as it is asked of the cache, and the lease by which it does."""
 
     prompt: str
+    asked: object
     lease: Lease | AsyncLease
+    words: contextlib.AbstractContextManager[None]
 
 
 class Call:
@@ -56,7 +59,7 @@ class Call:
         self.served = False
         self._metadata = metadata
         self._prompts: list[str] = []
-        self._leads: list[_Led] = []
+        self._leads: list[Led] = []
 
     def looks_up(self, prompt: str) -> bool:
         """Note a lookup; return whether it is one of this call's own."""
@@ -91,9 +94,9 @@ class Call:
         """The codec for the answer of this call."""
         return AdmittingCodec(self)
 
-    def lead(self, prompt: str, lease: Lease | AsyncLease) -> None:
+    def lead(self, prompt: str, asked: object, lease: Lease | AsyncLease) -> None:
         """Note that this call computes the answer to *prompt*; adapters below it stay out of the way."""
-        self._leads.append(_Led(prompt, lease))
+        self._leads.append(Led(prompt, asked, lease, self.words()))
         call = ref(self)  # a context may outlive the call
         claim("llm", lambda: (one := call()) is not None and bool(one._leads))
 
@@ -103,6 +106,14 @@ class Call:
             if led.prompt == prompt:
                 return self._leads.pop(number).lease
         return None
+
+    def leads(self) -> list[Led]:
+        """Return what this call leads and has not answered, in the order in which it was looked up."""
+        return list(self._leads)
+
+    def may_stand_in(self, error: Exception) -> bool:
+        """Return whether something stored may be served in place of *error*: it is the model's own."""
+        return is_of_the_model(error)
 
     def end(self) -> None:
         """Give back what was led and not answered: somebody who waits leads next."""
@@ -128,7 +139,7 @@ class Call:
 class ModelCall(Call):
     """A call whose model a hook has seen."""
 
-    __slots__ = ("arguments", "model", "stop")
+    __slots__ = ("_run", "_told", "arguments", "model", "stop")
 
     def __init__(
         self,
@@ -140,6 +151,27 @@ class ModelCall(Call):
     ) -> None:
         super().__init__(cache, metadata)
         self.model, self.stop, self.arguments = model, stop, arguments
+        self._run: Any = None
+        self._told: Told | None = None
+
+    def listened(self, run: Any) -> None:
+        """Note the run whose listeners are told of this call, if it comes to lead."""
+        self._run = run
+
+    def lead(self, prompt: str, asked: object, lease: Lease | AsyncLease) -> None:
+        """Do what ``Call.lead`` does, and listen to the run from now on."""
+        super().lead(prompt, asked, lease)
+        self.listen(self._run)
+
+    def listen(self, run: Any) -> None:
+        """Listen to what a run is told, where anybody does."""
+        if run is not None and run.handlers:
+            self._told = Told()
+            run.handlers = [*run.handlers, self._told]  # other runs have that list too
+
+    def may_stand_in(self, error: Exception) -> bool:
+        """Return whether something stored may be served in place of *error*: nobody was told another answer."""
+        return not (self._told is not None and self._told.told) and super().may_stand_in(error)
 
     def live(self) -> dict[str, object] | None:
         """Return what tells this call from others; raise Uncacheable if that cannot be told."""

@@ -22,6 +22,8 @@ from pydantic import BaseModel
 
 from askonce.errors import Uncacheable
 
+from ._plain import TOOL_CALL, plain_answer
+
 # By name, and by exact class: `GenerationChunk().type` is "Generation", and a subclass has fields of its own.
 _GENERATIONS: Final[dict[str, type[Generation]]] = {
     cls.__name__: cls for cls in (Generation, GenerationChunk, ChatGeneration, ChatGenerationChunk)
@@ -33,7 +35,6 @@ _MESSAGES: Final[dict[str, type[BaseMessage]]] = {
 _NO_USAGE: Final = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
 _NOT_WRITTEN: Final = frozenset({"id", "type"})
 _REQUIRED: Final = frozenset({"content", "role"})
-_TOOL_CALL: Final = frozenset({"name", "args", "id", "type"})
 _USAGE_REPORTS: Final = ("token_usage", "usage")
 
 # MessagePack would turn these into text or numbers; passed on, they are refused.
@@ -180,7 +181,7 @@ def _fields(message: BaseMessage, *, whole: bool) -> dict[str, Any]:
         if whole:  # on a hit LangChain adds `total_cost` to whatever is here: alone, it is invalid
             fields["usage_metadata"] = {**_NO_USAGE, **(message.usage_metadata or {})}
         for call in message.tool_calls:
-            if not call.keys() <= _TOOL_CALL:  # LangChain drops `extras`, and fails on any other
+            if not call.keys() <= TOOL_CALL:  # LangChain drops `extras`, and fails on any other
                 raise Uncacheable("answer: a tool call holds more than name, args and id")
     return fields
 
@@ -209,6 +210,12 @@ def _generations(rows: list[Any]) -> list[Generation]:
 
 
 def _generation(kind: str, message_kind: str | None, body: object, info: object) -> Generation:
+    if (
+        kind == "ChatGeneration"
+        and message_kind == "AIMessage"
+        and (answer := plain_answer(body, info)) is not None
+    ):
+        return answer
     fields = {"generation_info": info}
     if message_kind is None:
         fields["text"] = body

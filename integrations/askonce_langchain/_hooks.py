@@ -16,6 +16,7 @@ import inspect
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from langchain_core.caches import BaseCache
@@ -23,8 +24,10 @@ from langchain_core.globals import get_llm_cache
 from langchain_core.language_models import BaseLanguageModel
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.language_models.llms import BaseLLM
+from langchain_core.outputs import ChatResult
 
 from ._calls import ModelCall, leave, metadata_of, running
+from ._stale import Standing
 from ._streams import ChatView, CompletionView
 from ._tokens import atell, tell
 
@@ -120,9 +123,16 @@ def _chat_call(original: Callable[..., Any]) -> Callable[..., Any]:
         if cache is None:
             return original(self, messages, stop=stop, run_manager=run_manager, **kwargs)
         call = ModelCall(cache, self, stop, kwargs, (getattr(run_manager, "metadata", None),))
+        if cache.stands_in:
+            call.listened(run_manager)
         outer = running.set(call)
         try:
             result = original(self, messages, stop=stop, run_manager=run_manager, **kwargs)
+        except Exception as error:
+            stale = cache._stale(call, error)
+            if stale is None:
+                raise
+            result = _as_hit(self, stale[0], run_manager, kwargs)
         finally:
             leave(outer)
             call.end()
@@ -141,9 +151,16 @@ def _async_chat_call(original: Callable[..., Any]) -> Callable[..., Any]:
         if cache is None:
             return await original(self, messages, stop=stop, run_manager=run_manager, **kwargs)
         call = ModelCall(cache, self, stop, kwargs, (getattr(run_manager, "metadata", None),))
+        if cache.stands_in:
+            call.listened(run_manager)
         outer = running.set(call)
         try:
             result = await original(self, messages, stop=stop, run_manager=run_manager, **kwargs)
+        except Exception as error:
+            stale = await cache._astale(call, error)
+            if stale is None:
+                raise
+            result = await _aas_hit(self, stale[0], run_manager, kwargs)
         except GeneratorExit:  # collected, its loop gone: nothing can be awaited any more
             call.drop()
             raise
@@ -157,6 +174,24 @@ def _async_chat_call(original: Callable[..., Any]) -> Callable[..., Any]:
     return hooked
 
 
+def _as_hit(model: BaseChatModel, found: Any, run_manager: Any, arguments: Mapping[str, Any]) -> ChatResult:
+    """Return what LangChain makes of a hit, as it does."""
+    generations = model._convert_cached_generations(found)
+    if (replay := getattr(model, "_replay_v2_events_for_cache_hit", None)) is not None:  # langchain-core 1.4
+        replay(generations, run_manager=run_manager, **arguments)
+    return ChatResult(generations=generations)
+
+
+async def _aas_hit(
+    model: BaseChatModel, found: Any, run_manager: Any, arguments: Mapping[str, Any]
+) -> ChatResult:
+    """Return what ``_as_hit`` returns."""
+    generations = model._convert_cached_generations(found)
+    if (replay := getattr(model, "_areplay_v2_events_for_cache_hit", None)) is not None:
+        await replay(generations, run_manager=run_manager, **arguments)
+    return ChatResult(generations=generations)
+
+
 def _completion_call(original: Callable[..., Any]) -> Callable[..., Any]:
     def hooked(self: BaseLLM, prompts: Any, stop: Any = None, callbacks: Any = None, **kwargs: Any) -> Any:
         cache = cache_of(self)
@@ -165,7 +200,8 @@ def _completion_call(original: Callable[..., Any]) -> Callable[..., Any]:
         call = ModelCall(cache, self, stop, _bound(kwargs), _metadata_of(self, prompts, callbacks, kwargs))
         outer = running.set(call)
         try:
-            return original(self, prompts, stop, callbacks, **kwargs)
+            model = Standing(self, partial(cache._stale, call), call.listen) if cache.stands_in else self
+            return original(model, prompts, stop, callbacks, **kwargs)
         finally:
             leave(outer)
             call.end()
@@ -183,7 +219,8 @@ def _async_completion_call(original: Callable[..., Any]) -> Callable[..., Any]:
         call = ModelCall(cache, self, stop, _bound(kwargs), _metadata_of(self, prompts, callbacks, kwargs))
         outer = running.set(call)
         try:
-            return await original(self, prompts, stop, callbacks, **kwargs)
+            model = Standing(self, partial(cache._astale, call), call.listen) if cache.stands_in else self
+            return await original(model, prompts, stop, callbacks, **kwargs)
         except GeneratorExit:  # as above
             call.drop()
             raise

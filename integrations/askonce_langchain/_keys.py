@@ -178,6 +178,7 @@ def _shown(node: dict[str, Any]) -> dict[str, Any]:
 # --- the model ----------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=64)  # an application has few models, and asks each of them often
 def _model(llm_string: str) -> tuple[dict[str, Any] | None, str]:
     """Return the model, if *llm_string* begins with one, and the rest: the arguments of the call as text."""
     model, call = None, llm_string
@@ -206,7 +207,7 @@ def _split(llm_string: str) -> tuple[str, str, str]:
     return llm_string[:end], "", llm_string[end:]
 
 
-@lru_cache(maxsize=64)  # an application has few models, and asks each of them often
+@lru_cache(maxsize=64)  # the tools of a call may differ where the model does not
 def _fields(head: str) -> dict[str, Any] | None:
     """Return class and fields of the model written in *head*, or None if it is no model."""
     try:

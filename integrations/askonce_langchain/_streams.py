@@ -24,12 +24,13 @@ from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.runnables.config import ensure_config
 
-from askonce import upstream
+from askonce import Source, upstream
 from askonce.policy import Refused
 from askonce.served import AnyServed
 
 from ._calls import ModelCall, StreamCodec, metadata_of
 from ._chunks import answer_of, chunks_of
+from ._stale import is_of_the_model
 
 if TYPE_CHECKING:
     from ._cache import AskonceCache
@@ -42,24 +43,35 @@ class _Stream:
     """One stream of a model through the cache: what is asked, and what comes."""
 
     def __init__(
-        self, cache: AskonceCache, call: ModelCall, prompt: str, llm_string: str, produce: Callable[[], Any]
+        self,
+        cache: AskonceCache,
+        call: ModelCall,
+        prompt: str,
+        llm_string: str,
+        produce: Callable[[Any], Any],
+        run_manager: Any,
     ) -> None:
         self._cache, self._call = cache, call
         self._prompt, self._llm_string = prompt, llm_string
-        self._produce = produce
+        self._produce, self._run_manager = produce, run_manager
+        self._asked: object | None = None
         self._source, self._age = "coalesced", 0.0
         #: Whether what comes is this caller's own: its producer tells its listeners itself.
         self.own = False
+        #: Whether something stored was served: what is produced then is for others, behind this caller.
+        self._is_served = False
+        #: What failed in the producer and is not the model's: nothing stands in for that.
+        self._of_the_caller: Exception | None = None
 
     def open(self, *, colour: Any) -> Any:
         """Return the chunks, stored, running anywhere or produced now; None if they are to pass uncached."""
         self._call.looks_up(self._prompt)
         with self._call.words():
-            asked = self._cache._request(self._call, self._prompt, self._llm_string)
-            if asked is None:
+            self._asked = self._cache._request(self._call, self._prompt, self._llm_string)
+            if self._asked is None:
                 return None
             return colour.stream(
-                asked,
+                self._asked,
                 self._produced,
                 codec=StreamCodec(self._call),
                 share_errors=False,
@@ -73,21 +85,35 @@ class _Stream:
         return self._produced()
 
     def replayed(self, stored: list[Generation]) -> Iterator[Any]:
-        """Yield a stored answer as chunks."""
+        """Return a stored answer as chunks."""
+        self.own = False
+        if self._of_the_caller is not None:
+            raise self._of_the_caller
         self._cache._marked(stored, self._source, self._age)
         return chunks_of(stored, pieces=self._cache.replay == "pieces")
 
     def _produced(self) -> Any:
-        self.own = True
-        chunks = self._produce()
-        return _aupstream(chunks) if hasattr(chunks, "__aiter__") else _upstream(chunks)
+        self.own = not self._is_served
+        chunks = self._produce(self._run_manager if self.own else None)
+        produced = _aupstream if hasattr(chunks, "__aiter__") else _upstream
+        return produced(chunks, self._failed)
+
+    def _failed(self, error: Exception) -> None:
+        if self._is_served:
+            return
+        self._source = Source.STALE_IF_ERROR.value  # of what comes after this, if anything does
+        if not is_of_the_model(error):
+            self._of_the_caller = error
 
     def _served(self, served: AnyServed) -> None:
-        self._source, self._age = served.source.value, served.age
+        self._source, self._age, self._is_served = served.source.value, served.age, True
 
     def _folded(self, chunks: list[Any]) -> Sequence[Generation]:
         """Return what is stored: the answer that ``invoke`` would have given."""
         model = self._call.model
+        # Its caller had an answer long ago, and may have set the model anew before it was asked.
+        if self._is_served and self._cache._asked(self._call, self._prompt, self._llm_string) != self._asked:
+            raise Refused("model changed")
         whole = answer_of(chunks, output_version=getattr(model, "output_version", None))
         answer = self._call.shaped(whole)
         if answer is None:
@@ -129,13 +155,12 @@ class _View:
     def _stream(
         self, question: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any
     ) -> Iterator[Any]:
-        def produce() -> Iterator[Any]:
+        def produce(run_manager: Any) -> Iterator[Any]:
             self._leave()
             yield from self._model._stream(question, stop=stop, run_manager=run_manager, **kwargs)  # type: ignore[attr-defined]
 
-        stream = _Stream(
-            self._cache, self._call(stop, kwargs), *self._strings(question, stop, kwargs), produce
-        )
+        prompt, llm_string = self._strings(question, stop, kwargs)
+        stream = _Stream(self._cache, self._call(stop, kwargs), prompt, llm_string, produce, run_manager)
         chunks = stream.open(colour=self._cache.cache)
         with closing(stream.produced() if chunks is None else chunks) as coming:
             for come in coming:
@@ -147,16 +172,15 @@ class _View:
     async def _astream(
         self, question: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any
     ) -> AsyncIterator[Any]:
-        async def produce() -> AsyncIterator[Any]:
+        async def produce(run_manager: Any) -> AsyncIterator[Any]:
             await self._aleave()
             native = self._model._astream(question, stop=stop, run_manager=run_manager, **kwargs)  # type: ignore[attr-defined]
             async with _closing(native):
                 async for chunk in native:
                     yield chunk
 
-        stream = _Stream(
-            self._cache, self._call(stop, kwargs), *self._strings(question, stop, kwargs), produce
-        )
+        prompt, llm_string = self._strings(question, stop, kwargs)
+        stream = _Stream(self._cache, self._call(stop, kwargs), prompt, llm_string, produce, run_manager)
         chunks = stream.open(colour=self._cache.cache.aio)
         async with aclosing(stream.produced() if chunks is None else chunks) as coming:
             async for come in coming:
@@ -207,10 +231,11 @@ class ChatView(_View):
         if hit is not None and isinstance(hit[0], ChatGeneration):
             yield from message_to_events(hit[0].message, message_id=_message_id(run_manager))
             return
-        whole, finished = ChatModelStream(), False
+        whole, begun, finished = ChatModelStream(), False, False
         try:
             self._leave()
             for event in native(messages, stop=stop, run_manager=run_manager, **kwargs):
+                begun = True
                 whole.dispatch(event)
                 # Before the last event is handed on: nobody asks for more after it.
                 if whole.output_message is not None and not finished:
@@ -219,6 +244,11 @@ class ChatView(_View):
                         call, prompt, llm_string, [ChatGeneration(message=whole.output_message)]
                     )
                 yield event
+        except Exception as error:
+            stale = None if begun else self._cache._stale(call, error)
+            if stale is None or not isinstance(stale[0][0], ChatGeneration):
+                raise
+            yield from message_to_events(stale[0][0].message, message_id=_message_id(run_manager))
         finally:
             call.end()
 
@@ -237,12 +267,13 @@ class ChatView(_View):
             async for event in amessage_to_events(hit[0].message, message_id=_message_id(run_manager)):
                 yield event
             return
-        whole, finished = AsyncChatModelStream(), False
+        whole, begun, finished = AsyncChatModelStream(), False, False
         try:
             await self._aleave()
             events = native(messages, stop=stop, run_manager=run_manager, **kwargs)
             async with _closing(events):
                 async for event in events:
+                    begun = True
                     whole.dispatch(event)
                     if whole.output_message is not None and not finished:
                         finished = True
@@ -250,6 +281,12 @@ class ChatView(_View):
                             call, prompt, llm_string, [ChatGeneration(message=whole.output_message)]
                         )
                     yield event
+        except Exception as error:
+            stale = None if begun else await self._cache._astale(call, error)
+            if stale is None or not isinstance(stale[0][0], ChatGeneration):
+                raise
+            async for event in amessage_to_events(stale[0][0].message, message_id=_message_id(run_manager)):
+                yield event
         finally:
             await call.aend()
 
@@ -266,7 +303,7 @@ class CompletionView(_View):
         return question, str(sorted({**params, "stop": stop}.items()))
 
 
-def _upstream(chunks: Iterator[Any]) -> Iterator[Any]:
+def _upstream(chunks: Iterator[Any], failed: Callable[[Exception], None]) -> Iterator[Any]:
     """Yield *chunks*; adapters below the producer stay out of the way, not those of who consumes them."""
     with closing(chunks):  # type: ignore[type-var]  # a generator of this module
         while True:
@@ -275,10 +312,13 @@ def _upstream(chunks: Iterator[Any]) -> Iterator[Any]:
                     chunk = next(chunks)
                 except StopIteration:
                     return
+                except Exception as error:
+                    failed(error)
+                    raise
             yield chunk
 
 
-async def _aupstream(chunks: AsyncIterator[Any]) -> AsyncIterator[Any]:
+async def _aupstream(chunks: AsyncIterator[Any], failed: Callable[[Exception], None]) -> AsyncIterator[Any]:
     """Do what ``_upstream`` does."""
     async with _closing(chunks):
         while True:
@@ -287,6 +327,9 @@ async def _aupstream(chunks: AsyncIterator[Any]) -> AsyncIterator[Any]:
                     chunk = await anext(chunks)
                 except StopAsyncIteration:
                     return
+                except Exception as error:
+                    failed(error)
+                    raise
             yield chunk
 
 

@@ -26,6 +26,8 @@ from pydantic import BaseModel
 
 from askonce import ConfigurationError, Uncacheable
 
+from ._plain import plain_message
+
 
 class Form(NamedTuple):
     """How the objects of one class are taken apart, and put together again."""
@@ -119,6 +121,22 @@ def _message_apart(message: lc.BaseMessage) -> dict[str, Any]:
     return fields
 
 
+_NO_ANSWER: Final = vars(lc.AIMessage(""))
+
+
+def _answer_apart(message: lc.AIMessage) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in _message_apart(message).items()
+        if name == "content" or name not in _NO_ANSWER or value != _NO_ANSWER[name]
+    }
+
+
+def _answer_together(fields: Any) -> lc.AIMessage:
+    message = plain_message(fields)
+    return lc.AIMessage.model_validate(fields) if message is None else message
+
+
 def _remove_all_apart(message: lc.RemoveMessage) -> str:
     if message.id != REMOVE_ALL_MESSAGES:  # elsewhere there is no such message, and add_messages raises
         raise Uncacheable("value: RemoveMessage names a message of one thread")
@@ -196,7 +214,7 @@ _PLAIN_FORMS: Final[dict[type, Form]] = {
     Send: Form(_send_apart, lambda parts: Send(*parts)),
 }
 _MESSAGES: Final = (
-    lc.AIMessage, lc.AIMessageChunk, lc.ChatMessage, lc.ChatMessageChunk, lc.FunctionMessage, lc.HumanMessage,
+    lc.AIMessageChunk, lc.ChatMessage, lc.ChatMessageChunk, lc.FunctionMessage, lc.HumanMessage,
     lc.HumanMessageChunk, lc.SystemMessage, lc.SystemMessageChunk, lc.ToolMessage, lc.ToolMessageChunk,
 )  # fmt: skip
 #: Classes whose forms are exact by construction.
@@ -204,5 +222,5 @@ _EXACT: Final = frozenset(_PLAIN_FORMS)
 _FORMS: Final = (
     _PLAIN_FORMS
     | {kind: Form(_message_apart, kind.model_validate) for kind in _MESSAGES}
-    | {Document: _form_of(Document)}
+    | {lc.AIMessage: Form(_answer_apart, _answer_together), Document: _form_of(Document)}
 )

@@ -12,14 +12,15 @@ READY := $(VENV)/.ready
 SDK2 ?= .venv-sdk2
 # The oldest LlamaIndex that is served.
 OLDEST ?= .venv-llama-oldest
-# Other projects' caches, for benchmarks alone.
+# Other projects' caches, for benchmarks alone: an environment for each file of requirements/peers.
 PEERS ?= .venv-peers
+PEER_NAMES := $(basename $(notdir $(wildcard requirements/peers/*.in)))
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 
 LOCK = $(UV) pip compile --quiet --upgrade --no-emit-index-url --no-annotate --no-header --universal \
   --python-version 3.11 pyproject.toml
 
-.PHONY: help demo test check bench scale bench-langchain proofs chaos soak fmt lock clean
+.PHONY: help demo test check bench scale bench-langchain bench-peers proofs chaos soak fmt lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -40,8 +41,12 @@ bench: $(READY)  ## medians and ratios to a bare redis-py GET, interleaved in on
 scale: $(READY)  ## what one Redis serves, by answer size and hit rate; memory; what partitions change: tables
 	@$(BIN)/python -m tests.benchmarks.scale $(ARGS)
 
-bench-langchain: $(PEERS)/.ready  ## LangChain's own caches on Redis beside ours, in one run
-	@PYTHONPATH=core:integrations $(PEERS)/bin/python -W ignore -m tests.benchmarks.langchain_peers $(ARGS)
+bench-langchain: $(PEERS)/langchain/.ready  ## LangChain's own caches on Redis beside ours, in one run
+	@PYTHONPATH=core:integrations $(PEERS)/langchain/bin/python -W ignore -m tests.benchmarks.langchain_peers $(ARGS)
+
+bench-peers: $(READY)  ## other projects' caches beside ours, in one run; ARGS=--write puts it into docs/peers.md
+	@-$(MAKE) --silent --keep-going $(PEER_NAMES:%=$(PEERS)/%/.ready)
+	@$(BIN)/python -m tests.benchmarks.peers --environments $(PEERS) $(ARGS)
 
 proofs: $(READY)  ## single-flight, fencing, invalidation races, drift of the books, faults: at full length, with figures
 	@ASKONCE_DRIFT_SECONDS=20 $(BIN)/python -m pytest -q -s tests/contract/test_drift.py tests/contract/test_flights.py \
@@ -57,14 +62,16 @@ fmt: $(READY)  ## format, and fix what can be fixed
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-lock: $(UV)  ## resolve the pinned versions anew, of both environments
+lock: $(UV)  ## resolve the pinned versions anew, of all environments
 	@$(LOCK) --extra langchain --extra openai --extra llama-index --extra embedded --extra zstd --group dev --output-file requirements/dev.txt
 	@$(LOCK) --extra langchain --extra openai --extra llama-index --extra embedded --extra zstd --group sdk2 \
 	  --output-file requirements/sdk2.txt
 	@$(UV) pip compile --quiet --upgrade --no-emit-index-url --no-annotate --no-header --universal --python-version 3.11 \
 	  requirements/llama-index-oldest.in --output-file requirements/llama-index-oldest.txt
-	@$(UV) pip compile --quiet --upgrade --no-emit-index-url --no-annotate --no-header --universal --python-version 3.11 \
-	  requirements/langchain-peers.in --output-file requirements/langchain-peers.txt
+	@for name in $(PEER_NAMES); do \
+	  $(UV) pip compile --quiet --upgrade --no-emit-index-url --no-annotate --no-header --universal \
+	    --python-version 3.11 requirements/peers/$$name.in --output-file requirements/peers/$$name.txt; \
+	done
 
 clean:  ## remove what the targets made
 	@rm -rf $(VENV) $(SDK2) $(OLDEST) $(PEERS) .tools .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist build
@@ -77,11 +84,11 @@ $(READY): requirements/dev.txt pyproject.toml | $(UV)
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $(READY)
 
-$(PEERS)/.ready: requirements/langchain-peers.txt | $(UV)
-	@echo "setting up $(PEERS) ..."
-	@$(UV) venv --quiet --allow-existing --no-python-downloads --python $(PYTHON) $(PEERS)
-	@$(UV) pip sync --quiet --python $(PEERS)/bin/python requirements/langchain-peers.txt
-	@touch $(PEERS)/.ready
+$(PEERS)/%/.ready: requirements/peers/%.txt | $(UV)
+	@echo "setting up $(PEERS)/$* ..."
+	@$(UV) venv --quiet --allow-existing --no-python-downloads --python $(PYTHON) $(PEERS)/$*
+	@$(UV) pip sync --quiet --python $(PEERS)/$*/bin/python requirements/peers/$*.txt
+	@touch $@
 
 $(SDK2)/.ready: requirements/sdk2.txt pyproject.toml | $(UV)
 	@echo "setting up $(SDK2) ..."

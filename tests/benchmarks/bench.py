@@ -20,7 +20,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import redis
 import redis.asyncio
@@ -28,28 +28,11 @@ from langchain_core.outputs import Generation
 
 from askonce import AsyncCache, Cache, Near
 from askonce_langchain import AskonceCache
+from tests.benchmarks.payloads import ANSWER, LLM_STRING, prompt, request
 from tests.servers import Server, promised
 
-ANSWER = "".join(random.Random(1).choices("abcdefghij klmnop", k=2048))
 #: On a busy machine too every call is to be made with the cache: without it is faster.
 DEADLINE = 5.0
-QUESTION = "Explain what this function does, step by step, and name its edge cases. "
-LLM_STRING = "[('_type', 'fake'), ('model', 'gpt-4o-mini'), ('temperature', 0.7)]"
-
-
-def request(number: int) -> dict[str, Any]:
-    """Return a chat request of 1.5 KB, as an application would make it."""
-    return {
-        "model": "gpt-4o-mini",
-        "temperature": 0.7,
-        "max_tokens": 512,
-        "messages": [
-            {"role": "system", "content": "You are a careful technical writer. " * 8},
-            {"role": "user", "content": f"{number}: " + QUESTION * 14},
-        ],
-        "tools": [{"type": "function", "function": {"name": "lookup", "parameters": {"type": "object"}}}],
-        "stop": None,
-    }
 
 
 class Taken(NamedTuple):
@@ -141,7 +124,7 @@ def sync_part(server: Server, rounds: int) -> None:
     near_chains = AskonceCache(Cache(server.url, namespace="near-chains", near=Near(), deadline=DEADLINE))
     requests = [request(number) for number in range(200)]
     body, answer = ANSWER.encode(), [Generation(text=ANSWER)]
-    prompts = [f"{number}: " + QUESTION * 14 for number in range(200)]
+    prompts = [prompt(number) for number in range(200)]
     for number in range(200):
         client.set(f"bare:{number}", body)
         cache.store(requests[number], ANSWER)

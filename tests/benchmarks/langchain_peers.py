@@ -7,8 +7,7 @@ a shared machine.  The bounds are for what Redis answers; a near cache answers f
 timed, each cache has to give back what it was given; one that does not, or that the server has no commands for, is
 left out with the reason.
 
-The peers need an environment of their own, made from ``requirements/langchain-peers.txt``, in which askonce is run from
-its sources.
+The peers have an environment of their own, requirements/peers/langchain.txt, in which askonce is run from its sources.
 """
 
 from __future__ import annotations
@@ -30,17 +29,14 @@ import redis.asyncio
 from langchain_community.cache import AsyncRedisCache
 from langchain_community.cache import RedisCache as CommunityRedisCache
 from langchain_core.caches import BaseCache, InMemoryCache
-from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.output_parsers import StrOutputParser
-from langchain_core.outputs import ChatGeneration, ChatResult, Generation
-from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import Runnable
+from langchain_core.outputs import Generation
 from langchain_redis import RedisCache as LangchainRedisCache
 
 from askonce import Near
 from askonce_langchain import AskonceCache
-from tests.benchmarks.bench import ANSWER, QUESTION, Taken, ameasure, measure, report
+from tests.benchmarks.bench import Taken, ameasure, measure, report
+from tests.benchmarks.chain import Canned, answer, chain_of
+from tests.benchmarks.payloads import ANSWER
 from tests.servers import Server, promised
 
 TTL_S = 86_400
@@ -49,70 +45,6 @@ BASE = "langchain_community RedisCache"
 NEAR = "askonce, near=Near()"
 #: The most that a call through askonce may take, as a part of what it takes through BASE.
 BOUNDS = {"lookup, hit": 0.6, "update": 0.6, f"{AT_ONCE} alookup at once": 0.1}
-
-PROMPT = ChatPromptTemplate.from_messages(
-    [("system", "You are a careful technical writer. " * 8), ("user", "{number}: " + QUESTION * 10)]
-)
-
-
-class Canned(BaseChatModel):
-    """Answers at once with 2 KB, as a provider's model would: with token counts and a reason to end."""
-
-    model: str = "gpt-4o-mini"
-    temperature: float = 0.7
-    max_tokens: int = 512
-
-    @classmethod
-    def is_lc_serializable(cls) -> bool:
-        """Return True: like the models of the providers' packages, it is told to a cache by its fields."""
-        return True
-
-    @property
-    def _llm_type(self) -> str:
-        return "canned"
-
-    def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
-        return ChatResult(generations=[answer(len(messages))])
-
-
-def answer(number: int) -> ChatGeneration:
-    """Return an answer with all that langchain-openai reports of one, and 2 KB of text."""
-    prompt, completion = 300, 500 + number
-    usage = {
-        "completion_tokens": completion,
-        "prompt_tokens": prompt,
-        "total_tokens": prompt + completion,
-        "completion_tokens_details": {
-            "accepted_prediction_tokens": 0,
-            "audio_tokens": 0,
-            "reasoning_tokens": 0,
-            "rejected_prediction_tokens": 0,
-        },
-        "prompt_tokens_details": {"audio_tokens": 0, "cached_tokens": 0},
-    }
-    message = AIMessage(
-        f"{number}: {ANSWER}",
-        additional_kwargs={"refusal": None},
-        response_metadata={
-            "token_usage": usage,
-            "model_provider": "openai",
-            "model_name": "gpt-4o-mini-2024-07-18",
-            "system_fingerprint": "fp_0123456789",
-            "id": f"chatcmpl-{number}",
-            "service_tier": "default",
-            "finish_reason": "stop",
-            "logprobs": None,
-        },
-        id=f"run--{number}",
-        usage_metadata={
-            "input_tokens": prompt,
-            "output_tokens": completion,
-            "total_tokens": prompt + completion,
-            "input_token_details": {"audio": 0, "cache_read": 0},
-            "output_token_details": {"audio": 0, "reasoning": 0},
-        },
-    )
-    return ChatGeneration(message=message, generation_info={"finish_reason": "stop", "logprobs": None})
 
 
 class Strings(BaseCache):
@@ -137,15 +69,10 @@ class Strings(BaseCache):
 def strings() -> list[tuple[str, str]]:
     """Return what LangChain tells a cache about the chain's questions."""
     cache = Strings()
-    chain = chain_of(cache)
+    chain = chain_of(Canned(cache=cache))
     for number in range(AT_ONCE):
         chain.invoke({"number": number})
     return cache.asked
-
-
-def chain_of(cache: BaseCache) -> Runnable[Any, str]:
-    """Return prompt, model and parser, with a cache of the model's own."""
-    return PROMPT | Canned(cache=cache) | StrOutputParser()
 
 
 # --- the caches ---------------------------------------------------------------------------------------------------
@@ -222,7 +149,7 @@ def sync_part(url: str, rounds: int) -> None:
         return call
 
     def invoke(cache: BaseCache) -> Callable[[int], object]:
-        chain = chain_of(cache)
+        chain = chain_of(Canned(cache=cache))
         return lambda number: chain.invoke({"number": number})
 
     bare = redis.Redis.from_url(url)
@@ -265,7 +192,7 @@ def _alookup(cache: BaseCache) -> Callable[[int], Any]:
 
 
 def _abatch(cache: BaseCache) -> Callable[[int], Any]:
-    chain, questions = chain_of(cache), [{"number": number} for number in range(AT_ONCE)]
+    chain, questions = chain_of(Canned(cache=cache)), [{"number": number} for number in range(AT_ONCE)]
     return lambda _: chain.abatch(questions)
 
 

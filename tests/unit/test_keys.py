@@ -706,3 +706,13 @@ def test_what_is_visible_is_the_canonical_form_for_people():
 def test_what_is_visible_is_no_wire_format(value):
     """A number beyond 64 bits and a lone surrogate are shown as they are, not as an extension type."""
     assert visible({"a": [value]}) == {"a": [value]}
+
+
+def test_a_digest_is_the_same_every_time():
+    """Whatever was digested before it, of its own kind or another."""
+    prints = Fingerprints("v", {"tenant": "a"})
+    asked = [Request(kind, {"n": number}) for kind in ("chat", "embed", PLAIN) for number in range(3)]
+    first = [prints.of(one) for one in asked]
+    assert [prints.of(one) for one in reversed(asked)] == first[::-1]
+    assert [Fingerprints("v", {"tenant": "a"}).of(one) for one in asked] == first
+    assert len(set(first)) == len(first)

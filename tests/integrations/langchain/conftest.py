@@ -11,6 +11,7 @@ import pytest
 from langchain_core.caches import BaseCache
 from langchain_core.outputs import Generation
 from langchain_openai import ChatOpenAI, OpenAI
+from tests.servers import one_server  # noqa: F401  a fixture
 
 from askonce_langchain import uninstall
 

@@ -12,6 +12,7 @@ import redis
 from langchain_classic.embeddings import CacheBackedEmbeddings
 from langchain_core.embeddings import Embeddings
 from langchain_tests.integration_tests import BaseStoreAsyncTests, BaseStoreSyncTests
+from tests.conftest import every_server  # noqa: F401  a fixture
 
 from askonce import BackendUnavailable, Cache
 from askonce_langchain import AskonceByteStore

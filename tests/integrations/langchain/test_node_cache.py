@@ -39,6 +39,7 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.types import CachePolicy, Send
 from pydantic import BaseModel, PrivateAttr
+from tests.conftest import every_server  # noqa: F401  a fixture
 
 from askonce import BackendUnavailable, Cache, ConfigurationError, Policy, Uncacheable, control
 from askonce_langchain import AskonceNodeCache, message_key

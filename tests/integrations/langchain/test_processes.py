@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from examples.standin import start
+from tests.conftest import every_server  # noqa: F401  a fixture
 
 ROOT = Path(__file__).parents[3]
 PROGRAM = """

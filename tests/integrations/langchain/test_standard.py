@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from langchain_tests.integration_tests import AsyncCacheTestSuite, SyncCacheTestSuite
+from tests.conftest import every_server  # noqa: F401  a fixture
 
 from askonce import Near
 from askonce_langchain import AskonceCache

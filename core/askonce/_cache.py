@@ -68,7 +68,7 @@ class Cache(View):
         redis-py's errors.  Raises ConfigurationError for a cluster and for Sentinels: make their client by redis-py.
         """
         place = self._namespace.place
-        if not isinstance(place, Endpoint):
+        if not isinstance(place, Endpoint) or place.own is not None:
             raise ConfigurationError(
                 f"{place.label}: a client of one server is made; make this one by redis-py"
             )

@@ -369,7 +369,7 @@ def test_clients_made_by_sentinel(module, ssl):
 )
 def test_what_is_no_plain_client_is_refused(client):
     """The message names the type and says what to give; it does not print the client."""
-    with pytest.raises(ConfigurationError, match=r"^client=\w+ is not supported; give a plain redis.Redis"):
+    with pytest.raises(ConfigurationError, match=r"^client=\w+ is not supported; give a redis.Redis"):
         from_client(client)
 
 

@@ -38,7 +38,7 @@ def admit(value: Any) -> str:
         ({"url": 6379}, "url is int; give text such as redis://host:6379/0"),
         ({"url": "http://h"}, "is not understood; give one of redis://host:6379/0"),
         ({"url": URL, "client": redis.Redis()}, "both url and client= were given; give one of them"),
-        ({"client": "redis"}, "client=str is not supported; give a plain redis.Redis"),
+        ({"client": "redis"}, "client=str is not supported; give a redis.Redis"),
         ({"namespace": ""}, "namespace='' is not allowed: give 1 to 64 of A-Z a-z 0-9 _ . -"),
         ({"namespace": "a b"}, "namespace='a b' is not allowed"),
         ({"namespace": 3}, "namespace=3 is not allowed"),

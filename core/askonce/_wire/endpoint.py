@@ -74,6 +74,8 @@ class Endpoint:
     options: Mapping[str, Any] = field(repr=False)  # credentials too
     label: str  # for messages: no credentials
     prepare: Callable[[], object] | None = None
+    #: The user's own client, if it is not plain: then it is asked instead, see ``borrowed``.
+    own: Any = field(default=None, repr=False)
 
     def sync_pool(
         self, timeout: float | None, connect_timeout: float, **options: Any
@@ -287,13 +289,23 @@ def _of_server(client: object) -> Endpoint:
     kind: Any = getattr(pool, "connection_class", None)
     kind = _SYNC_TWIN.get(kind, kind)
     if pool is None or kind not in _ASYNC_TWIN:
-        raise ConfigurationError(
-            f"client={type(client).__name__} is not supported; give a plain redis.Redis or redis.asyncio.Redis "
-            f"(TCP, TLS or unix socket), a RedisCluster, Sentinel.master_for(...), or a URL: {_SCHEMES}"
-        )
+        return _borrowed(client)
     options = _kept(pool.connection_kwargs)
     where = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
     return Endpoint(kind, options, f"client of {where}")
+
+
+def _borrowed(client: object) -> Endpoint:
+    if not isinstance(client, redis.Redis):
+        raise ConfigurationError(
+            f"client={type(client).__name__} is not supported; give a redis.Redis, a plain redis.asyncio.Redis "
+            f"(TCP, TLS or unix socket), a RedisCluster, Sentinel.master_for(...), or a URL: {_SCHEMES}"
+        )
+    if str(client.connection_pool.connection_kwargs.get("protocol", 2)) != "2":
+        raise ConfigurationError(
+            f"client={type(client).__name__} speaks RESP3 over connections of its own; give one made with protocol=2"
+        )
+    return Endpoint(redis.Connection, {}, f"client {type(client).__name__}", own=client)
 
 
 def redacted(url: str) -> str:

@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol, TypeAlias
 from redis.exceptions import RedisError, ResponseError
 
 from ..errors import BackendUnavailable
+from .borrowed import Push
 from .commands import pack
 from .endpoint import Endpoint
 
@@ -78,7 +79,7 @@ class Listener:
         self._sharded = b"s" if sharded else b""
         self._endpoint = endpoint
         self._deadline = deadline
-        self._pool = endpoint.sync_pool(deadline, deadline)
+        self._pool = endpoint.sync_pool(deadline, deadline) if endpoint.own is None else None
         self._changed = threading.Condition(threading.RLock())  # re-entrant: as in stats.Counters
         self._waiting: dict[Message, list[Registration]] = {}
         self._watchers: dict[bytes, weakref.WeakSet[Watcher]] = {}
@@ -197,7 +198,7 @@ class Listener:
     def _listen(self) -> None:
         if self._endpoint.prepare is not None:
             self._endpoint.prepare()
-        connection: Any = self._pool.make_connection()
+        connection: Any = self._pool.make_connection() if self._pool else Push(self._endpoint.own)
         connection.connect()
         try:
             with self._changed:
@@ -302,7 +303,7 @@ class Listeners:
             for name, value in sorted(endpoint.options.items())
         )
         with self._lock:
-            key = (endpoint.connection_class, options, deadline, sharded)
+            key = (endpoint.connection_class, options, id(endpoint.own), deadline, sharded)
             if key not in self._listeners:
                 self._listeners[key] = Listener(endpoint, deadline, sharded=sharded)
             return self._listeners[key]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..stats import Event
+from .borrowed import BorrowedHeld, BorrowedMultiplexers
 from .breaker import Breaker
 from .endpoint import Endpoint
 from .held import Held
@@ -31,6 +32,12 @@ class Node:
     ) -> None:
         self.endpoint = endpoint
         self.breaker = Breaker(endpoint.label, tell)
-        self.held = Held(endpoint, deadline, self.breaker)
-        self.multiplexers = Multiplexers(endpoint, deadline, self.breaker)
+        self.held: Held | BorrowedHeld
+        self.multiplexers: Multiplexers | BorrowedMultiplexers
+        if endpoint.own is None:
+            self.held = Held(endpoint, deadline, self.breaker)
+            self.multiplexers = Multiplexers(endpoint, deadline, self.breaker)
+        else:
+            self.held = BorrowedHeld(endpoint.own, endpoint.label, self.breaker)
+            self.multiplexers = BorrowedMultiplexers(self.held)
         self.listener = LISTENERS.of(endpoint, deadline, sharded=sharded)

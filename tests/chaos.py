@@ -27,7 +27,7 @@ from rich.table import Table
 
 from askonce import AsyncCache, Cache, Source
 from askonce.keys import partition_slot, partition_tags
-from tests.servers import Cluster, Server, free_port, promised
+from tests.servers import Cluster, Server, Watched, free_port, promised
 
 DEADLINE = 0.1
 KNOWN = 50
@@ -225,6 +225,12 @@ def cluster_frozen(
     return running.url, victim.freeze, victim.thaw
 
 
+def sentinel(stack: ExitStack, command: list[str]) -> tuple[str, Callable[[], None], Callable[[], None]]:
+    """A master that Sentinels watch is killed; they promote its replica; then it comes back and is made one."""
+    watched = Watched(stack, command)
+    return watched.url, watched.servers[0].kill, watched.servers[0].start
+
+
 def slot(stack: ExitStack, command: list[str]) -> tuple[str, Callable[[], None], Callable[[], None]]:
     """The slot of a partition moves to another master, key by key."""
     running = stack.enter_context(Cluster(command))
@@ -240,6 +246,7 @@ FAULTS: dict[str, Fault] = {
     "cluster": cluster,
     "cluster frozen": cluster_frozen,
     "slot moves": slot,
+    "sentinel": sentinel,
 }
 
 

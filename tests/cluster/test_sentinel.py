@@ -10,7 +10,7 @@ import redis.asyncio.sentinel
 import redis.sentinel
 from tests.conftest import Asyncio, Driver, Threads
 from tests.contract.polling import until
-from tests.servers import Sentinel, Server, promised
+from tests.servers import Watched, promised
 
 from askonce import Cache
 
@@ -18,54 +18,10 @@ pytestmark = pytest.mark.slow
 COMMAND = promised()["valkey"]
 
 
-class Watched:
-    """A master, a replica and three Sentinels that see to it, within a second, that one of the two is the master."""
-
-    def __init__(self, stack: ExitStack) -> None:
-        secret = ("--requirepass", "data's", "--masterauth", "data's", "--repl-diskless-sync-delay", "0")
-        self.servers = [stack.enter_context(Server(COMMAND, *secret))]
-        first = self.servers[0].port
-        self.servers.append(
-            stack.enter_context(Server(COMMAND, *secret, "--replicaof", "127.0.0.1", str(first)))
-        )
-        self.clients = [
-            stack.enter_context(redis.Redis(port=one.port, password="data's")) for one in self.servers
-        ]
-        until(lambda: self.clients[1].info("replication")["master_link_status"] == "up", 30)
-        self.sentinels = []
-        for _ in range(3):
-            sentinel = stack.enter_context(Sentinel(COMMAND, 'requirepass "sentinel\'s"'))
-            self.sentinels.append(sentinel)
-            client = stack.enter_context(redis.Redis(port=sentinel.port, password="sentinel's"))
-            client.execute_command("SENTINEL MONITOR", "m", "127.0.0.1", first, 2)
-            for name, value in (
-                ("down-after-milliseconds", 500),
-                ("failover-timeout", 5000),
-                ("auth-pass", "data's"),
-            ):
-                client.execute_command("SENTINEL SET", "m", name, value)
-            client.execute_command("SENTINEL CONFIG SET", "sentinel-pass", "sentinel's")
-            self.watch = client
-        until(lambda: self.says("num-other-sentinels") == 2 and self.says("num-slaves") == 1, 30)
-
-    def says(self, name: str) -> int:
-        """Return a number that a Sentinel tells of the master."""
-        return int(self.watch.sentinel_master("m")[name])
-
-    @property
-    def url(self) -> str:
-        hosts = ",".join(f"127.0.0.1:{one.port}" for one in self.sentinels)
-        return f"redis+sentinel://:data's@{hosts}/m/0?sentinel_password=sentinel's"
-
-    def master(self) -> int:
-        """Return which of the servers is the master, by what the Sentinels say."""
-        return [one.port for one in self.servers].index(self.says("port"))
-
-
 @pytest.fixture
 def watched():
     with ExitStack() as stack:
-        yield Watched(stack)
+        yield Watched(stack, COMMAND)
 
 
 def right(driver, number):

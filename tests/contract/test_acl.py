@@ -138,9 +138,7 @@ def test_the_documented_permissions_are_enough(user, make_driver):
     everything(driver, other, admin)
 
     assert [
-        one["object"]
-        for one in admin.acl_log()
-        if one["reason"] != "auth" and one["object"] not in OPTIONAL
+        one["object"] for one in admin.acl_log() if one["reason"] != "auth" and one["object"] not in OPTIONAL
     ] == []
     assert driver.stats().backend_errors == 0
 

@@ -11,7 +11,7 @@ from .entry import UNIT
 from .errors import ConfigurationError
 from .keys import check_namespace
 from .near import Near
-from .policy import Duration, Size, seconds, size
+from .policy import Duration, Size, seconds, size, whole
 from .stats import Event
 
 _MOST_ENTRIES: Final = 1_000_000_000
@@ -53,14 +53,7 @@ class Settings:
         """Return the settings, or raise ConfigurationError with what was given and what is allowed."""
         if url is not None and client is not None:
             raise ConfigurationError("both url and client= were given; give one of them")
-        if (
-            isinstance(max_entries, bool)
-            or not isinstance(max_entries, int)
-            or not 1 <= max_entries <= _MOST_ENTRIES
-        ):
-            raise ConfigurationError(
-                f"max_entries={max_entries!r} is no bound; give a whole number from 1 to {_MOST_ENTRIES}"
-            )
+        whole("max_entries", max_entries, _MOST_ENTRIES)
         if near is not None and not isinstance(near, Near):
             raise ConfigurationError(
                 f"near={near!r} is no Near; give askonce.Near(max_entries=1_000, ttl='30s'), or leave it out"
@@ -99,16 +92,7 @@ def _place(url: str | None, client: object) -> Place:
     return from_client(client) if client is not None else from_url(url or "")
 
 
-def _count(partitions: object, *, clustered: bool) -> int:
+def _count(partitions: int | None, *, clustered: bool) -> int:
     if partitions is None:
         return _IN_A_CLUSTER if clustered else 1
-    if (
-        isinstance(partitions, bool)
-        or not isinstance(partitions, int)
-        or not 1 <= partitions <= _MOST_PARTITIONS
-    ):
-        raise ConfigurationError(
-            f"partitions={partitions!r} is no number of parts; give a whole number from 1 to {_MOST_PARTITIONS}, "
-            "or leave it out"
-        )
-    return partitions
+    return whole("partitions", partitions, _MOST_PARTITIONS, "number of parts")

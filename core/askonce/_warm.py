@@ -9,7 +9,7 @@ from contextvars import copy_context
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from .errors import ConfigurationError
+from .policy import whole
 from .served import AnyServed, Source
 
 R = TypeVar("R")
@@ -60,15 +60,7 @@ class _Tally:
 
 
 def _checked(concurrency: int) -> int:
-    if (
-        isinstance(concurrency, bool)
-        or not isinstance(concurrency, int)
-        or not 1 <= concurrency <= _MOST_AT_ONCE
-    ):
-        raise ConfigurationError(
-            f"concurrency={concurrency!r} is no number of calls; give a whole number from 1 to {_MOST_AT_ONCE}"
-        )
-    return concurrency
+    return whole("concurrency", concurrency, _MOST_AT_ONCE, "number of calls")
 
 
 def fill(

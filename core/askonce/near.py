@@ -14,9 +14,8 @@ from threading import RLock
 from typing import Final, NamedTuple
 
 from .entry import Entry
-from .errors import ConfigurationError
 from .keys import DIGEST_LENGTH
-from .policy import Duration, Size, seconds, size
+from .policy import Duration, Size, seconds, size, whole
 
 _MOST_ENTRIES: Final = 10_000_000
 #: What a copy takes beside its bytes: keys, tuple, the dict's own (``sys.getsizeof``, CPython 3.11).
@@ -40,11 +39,7 @@ class Near:
     ttl: Duration = 30.0
 
     def __post_init__(self) -> None:
-        entries = self.max_entries
-        if isinstance(entries, bool) or not isinstance(entries, int) or not 1 <= entries <= _MOST_ENTRIES:
-            raise ConfigurationError(
-                f"near max_entries={entries!r} is no bound; give a whole number from 1 to {_MOST_ENTRIES}"
-            )
+        whole("near max_entries", self.max_entries, _MOST_ENTRIES)
         object.__setattr__(self, "max_bytes", size("near max_bytes", self.max_bytes))
         object.__setattr__(self, "ttl", seconds("near ttl", self.ttl, at_least=0.001))
 

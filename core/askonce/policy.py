@@ -29,6 +29,8 @@ _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 6
 _SIZE = re.compile(r"\s*(\d{1,15})\s*(b|kb|mb|gb)\s*", re.IGNORECASE)
 _BYTES = {"b": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30}
 
+_MOST_USES = 1_000_000_000
+
 #: The books hold expiry times up to the year 2092 (see scripts/_books.lua); ten years stay well below.
 _LONGEST = 3650 * 86_400.0
 
@@ -65,6 +67,13 @@ def size(name: str, value: Size) -> int:
             f"{name}={value!r} is no size: give a positive number of bytes, or text such as '64kb', '512mb', '2gb'"
         )
     return result
+
+
+def whole(name: str, value: int, most: int, what: str = "bound") -> int:
+    """Return a whole number from 1 to *most*, or raise ConfigurationError naming the argument *name*."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise ConfigurationError(f"{name}={value!r} is no {what}; give a whole number from 1 to {most}")
+    return value
 
 
 class Freshness(Enum):
@@ -105,10 +114,7 @@ class Hot:
     max_age: Duration = 604_800.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.threshold, bool) or not isinstance(self.threshold, int) or self.threshold < 1:
-            raise ConfigurationError(
-                f"hot threshold={self.threshold!r}: give a whole number of uses, at least 1"
-            )
+        whole("hot threshold", self.threshold, _MOST_USES, "number of uses")
         for name, at_least in (("window", 1.0), ("ttl", 0.001), ("max_age", 0.001)):
             object.__setattr__(self, name, seconds(f"hot {name}", getattr(self, name), at_least=at_least))
 

@@ -272,7 +272,7 @@ def test_hot_is_checked():
         {"threshold": "10"},
     ]
     for wrong in wrongs:
-        with pytest.raises(ConfigurationError, match=r"^hot threshold=.*at least 1"):
+        with pytest.raises(ConfigurationError, match=r"^hot threshold=.*give a whole number from 1"):
             Hot(**wrong)
     for name in ("window", "ttl", "max_age"):
         with pytest.raises(ConfigurationError, match=f"^hot {name}='soon' is no duration"):

@@ -256,7 +256,9 @@ def main() -> None:
             asyncio.run(async_part(server, options.rounds))
             if options.entries:
                 entries_part(server, options.rounds, options.entries)
-        with Server(promised()[name], name=name) as server:  # what the other has freed, it frees in its own time
+        with Server(
+            promised()[name], name=name
+        ) as server:  # what the other has freed, it frees in its own time
             memory_part(server)
 
 

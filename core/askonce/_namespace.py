@@ -118,7 +118,7 @@ class Namespace:
         )
         slots = [partition_slot(settings.namespace, tag) for tag in tags]
         slots.append(meta_slot(settings.namespace))
-        self.topology = Topology(self.place, slots, settings.deadline, self._tell, self._learned)
+        self.topology = Topology(self.place, slots, settings.deadline, self._tell, self._learned, self._left)
         #: The server of each partition, and last (META) of what all share; None until the topology is known.
         self.nodes = self.topology.nodes
         self.readings = [Reading(self, part) for part in partitions]
@@ -154,6 +154,11 @@ class Namespace:
     def _learned(self, sharded: bool) -> None:
         for part in self.state.partitions:
             part.publish = b"SPUBLISH" if sharded else b"PUBLISH"
+
+    def _left(self, index: int, node: Node) -> None:
+        """Believe no more what a server says of a partition that is another's now: it may be cut off, and say nothing."""
+        if self.state.near is not None and index < len(self.state.partitions):
+            node.listener.unwatch(self.state.partitions[index].names.w, self.state.near)
 
     def _tell(self, event: Event) -> None:
         if self._exiting:

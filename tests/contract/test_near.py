@@ -211,6 +211,19 @@ def test_a_push_connection_that_says_nothing_is_not_trusted(make_driver, own_ser
     until(lambda: driver.lookup("q") is not None, seconds=40)
 
 
+def test_a_server_that_was_left_is_believed_no_more(url):
+    """What was kept on its word is dropped at once, also if it is cut off and never says that it has lost anything."""
+    with Cache(url, namespace="test", near=Near(), deadline=2.0) as cache:
+        cache.store("q", "answer")
+        until(lambda: copied(cache))
+        namespace = cache._namespace
+        index = namespace.state.partition_of(cache._ask("q").digest).index
+        namespace._left(index, namespace.nodes[index])
+        assert len(namespace.state.near) == 0
+        assert not namespace.state.near.hears(namespace.state.partitions[index].names.w)
+        until(lambda: copied(cache))
+
+
 def test_a_cache_that_was_closed_begins_anew(make_driver, raw):
     """With no copies; another one on the same namespace goes on meanwhile."""
     driver, other = near_driver(make_driver, "q"), make_driver(near=Near())

@@ -303,3 +303,18 @@ def test_who_asks_before_there_is_a_map_hears_why_not(nodes, cluster):
         with pytest.raises(BackendUnavailable, match=r"redis\+cluster://a:1,b:2: .* no slots"):
             nodes.find(0)
     assert cluster.asked == 1
+
+
+def test_who_is_left_is_told_of_once(cluster, clock, monkeypatch):
+    """The server that a slot has moved away from, by its place; not the one that keeps it, nor the first."""
+    told = []
+    nodes = Topology(CLUSTER, [1, 2], 5.0, cluster.events.append, left=lambda *moved: told.append(moved))
+    a, b = ("a", 1), ("b", 2)
+    nodes._adopt(Map([a, a], [a, b]))
+    first = nodes.nodes[0]
+    nodes._adopt(Map([a, a], [a, b]))
+    assert told == []
+
+    nodes._adopt(Map([a, b], [a, b]))
+    nodes._adopt(Map([None, b], [a, b]))
+    assert told == [(1, first)]

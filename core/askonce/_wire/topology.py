@@ -53,9 +53,10 @@ class Topology:
         deadline: float,
         tell: Callable[[Event], object],
         learned: Callable[[bool], object] = lambda _: None,
+        left: Callable[[int, Node], object] = lambda *_: None,
     ) -> None:
         self._place, self._slots, self._deadline = place, slots, deadline
-        self._tell, self._learned = tell, learned
+        self._tell, self._learned, self._left = tell, learned, left
         self._members: Sequence[Address] = ()
         self._made: dict[Address, Node] = {}
         self._lock = threading.RLock()  # re-entrant: as in stats.Counters
@@ -135,7 +136,9 @@ class Topology:
         self._learned(found.sharded)
         for index, owner in enumerate(found.owners):
             if owner is not None:
-                self.nodes[index] = self._node(owner, sharded=found.sharded)
+                before, self.nodes[index] = self.nodes[index], self._node(owner, sharded=found.sharded)
+                if before is not None and before is not self.nodes[index]:
+                    self._left(index, before)
         # Who has left for good is forgotten, together with its connections.
         for address in self._made.keys() - set(found.members):
             del self._made[address]

@@ -54,8 +54,18 @@ class Options:
         usage_on_hit: Literal["keep", "zero"] = "keep",
         scope: Scope | None = None,
         key_headers: Sequence[str] = (),
+        **unknown: object,
     ) -> Options:
-        """Return the options, or raise ConfigurationError for a word that is out of range."""
+        """
+        Return the options, or raise ConfigurationError for a word that is out of range.
+
+        One that is none of them is a TypeError, as in any call.
+        """
+        if unknown:
+            raise TypeError(
+                f"{', '.join(f'{name}=' for name in unknown)} is no option here; give {', '.join(Choices.__annotations__)}, "
+                "and words of the cache (namespace=, near=, ...) to askonce.Cache, which may stand in place of the URL"
+            )
         if scope is not None and scope != "api_key" and not callable(scope):
             raise ConfigurationError(
                 f"scope={scope!r}: give 'api_key', or a function from the HTTP request to what tells callers apart"

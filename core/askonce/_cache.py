@@ -483,25 +483,32 @@ class Cache(View):
         part = namespace.state.partition_of(digest)
         if (word := part.word) is None:
             return None, None
+        member, policy, straight = word.prefix + digest, self._policy, namespace.straight
+        if (fetched := self._near(part, (member,))) is not None:
+            served = straight.plain_hit(
+                word, fetched.word, fetched.entries[0], fetched.now_ms, policy, codec, usable
+            )
+            return served, fetched
+        now, mark = namespace.clock.now(), straight.mark(part)
         try:
-            fetched = self._read(part, (word.prefix + digest,))
+            replies = self._ask_for(part, (member,), now)
+            return straight.judged(part, word, member, now, mark, replies, policy, codec, usable)
         except BackendUnavailable:
             return None, None  # the program meets it again, at once, and decides
-        return namespace.plain_hit(part, fetched, word.prefix, self._policy, codec, usable), fetched
 
     def _straight_many(
         self, digests: Sequence[bytes], codec: Codec[Any] | None, control: Control
     ) -> tuple[dict[int, AnyServed], Fetched | None]:
         """Do what ``_straight`` does for several of one partition; return the hits by their numbers."""
         namespace = self._namespace
-        part = namespace.only_partition(digests) if control is NONE else None
+        part = namespace.straight.only_partition(digests) if control is NONE else None
         if part is None or (word := part.word) is None:
             return {}, None
         try:
             fetched = self._read(part, tuple([word.prefix + digest for digest in digests]))
         except BackendUnavailable:
             return {}, None  # as above
-        return namespace.plain_hits(part, fetched, word.prefix, self._policy, codec)
+        return namespace.straight.plain_hits(word, fetched, self._policy, codec)
 
     def _run(self, program: Program[T], call: Call) -> T:
         reply: Any = None
@@ -584,35 +591,45 @@ class Cache(View):
         return replies[:count]
 
     def _read(self, part: programs.Partition, members: tuple[bytes, ...]) -> Fetched:
-        namespace = self._namespace
-        near = namespace.state.near
-        if near is not None and (fetched := namespace.near(part, members)) is not None:
-            if uses := namespace.due_uses():
-                told = programs.tell_used(namespace.state, uses)
-                namespace.background.submit(functools.partial(self._run, told, Call()))
+        if (fetched := self._near(part, members)) is not None:
             return fetched
-        now, mark = namespace.clock.now(), 0 if near is None else namespace.mark(part)
-        packed, touched = namespace.pack_fetch(part, members, now)
-        replies = self._exchange(part.index, packed, 2 if touched else 1)
-        return namespace.fetched(part, members, now, mark, replies)
+        straight = self._namespace.straight
+        now, mark = self._namespace.clock.now(), straight.mark(part)
+        replies = self._ask_for(part, members, now)
+        return straight.fetched(part, members, now, mark, replies)
+
+    def _near(self, part: programs.Partition, members: tuple[bytes, ...]) -> Fetched | None:
+        """Return near copies of all *members*, if there are."""
+        namespace = self._namespace
+        if namespace.state.near is None or (fetched := namespace.straight.near(part, members)) is None:
+            return None
+        if uses := namespace.straight.due_uses():
+            told = programs.tell_used(namespace.state, uses)
+            namespace.background.submit(functools.partial(self._run, told, Call()))
+        return fetched
+
+    def _ask_for(self, part: programs.Partition, members: tuple[bytes, ...], now: float) -> list[Any]:
+        """Return the replies to ``pack_fetch``."""
+        packed, touched = self._namespace.straight.pack_fetch(part, members, now)
+        return self._exchange(part.index, packed, 2 if touched else 1)
 
     def _fetch_many(self, fetches: Sequence[Fetch]) -> list[Fetched | BackendUnavailable]:
         namespace = self._namespace
-        answers = namespace.near_copies(fetches)
-        for group in namespace.by_server([one for one in fetches if one not in answers]):
+        answers = namespace.straight.near_copies(fetches)
+        for group in namespace.straight.by_server([one for one in fetches if one not in answers]):
             answers.update(self._fetch_together(group))
         return [answers[one] for one in fetches]
 
     def _fetch_together(self, fetches: Sequence[Fetch]) -> dict[Fetch, Fetched | BackendUnavailable]:
         namespace, index = self._namespace, fetches[0].partition
-        now, marks = namespace.clock.now(), namespace.marks(fetches)
+        now, marks = namespace.clock.now(), namespace.straight.marks(fetches)
         try:
-            packed, counts = namespace.pack_fetches(fetches, now)
+            packed, counts = namespace.straight.pack_fetches(fetches, now)
             replies = self._exchange(index, packed, sum(counts))
         except BackendUnavailable as error:
             namespace.failed(index, error)
             return dict.fromkeys(fetches, error)
-        return namespace.fetched_many(fetches, now, marks, counts, replies)
+        return namespace.straight.fetched_many(fetches, now, marks, counts, replies)
 
     def _invoke(self, effect: Invoke[T]) -> T:
         packed = pack_script(effect.script, effect.keys, effect.args)

@@ -1,5 +1,5 @@
 """
-A namespace as one process sees it: what ``Cache`` and ``AsyncCache`` share, and what their straight paths have alike.
+A namespace as one process sees it: what ``Cache`` and ``AsyncCache`` share.
 
 It owns the connections, the flights, the counters and the threads behind them.  Scopes and the two colours of a cache
 are views of one ``Namespace``, so that they coalesce, count and break together.
@@ -14,10 +14,9 @@ import os
 import random
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from queue import SimpleQueue
 from typing import Any, Final, TypeVar
 
@@ -26,10 +25,9 @@ from redis.exceptions import ResponseError
 from ._background import Background
 from ._call import leading
 from ._clock import Clock
-from ._effects import Fetch, Fetched, Listen, Renewal
+from ._effects import Listen, Renewal
 from ._flights import Flights
 from ._programs import (
-    AT_ONCE,
     END_MARK,
     META,
     NOTHING_UNSENT,
@@ -41,7 +39,8 @@ from ._programs import (
     publish_call,
 )
 from ._settings import Settings
-from ._wire.commands import answer, checked, is_unknown_script, pack, pack_load, pack_script
+from ._straight import Straight
+from ._wire.commands import answer, is_unknown_script, pack, pack_load, pack_script
 from ._wire.endpoint import Endpoint
 from ._wire.listener import LISTENERS, Listener, Registration
 from ._wire.node import Node
@@ -50,20 +49,14 @@ from ._wire.renewals import Renewals
 from ._wire.topology import Topology
 from .control import Control, checked_tags
 from .entry import (
-    HEADER,
     UNIT,
-    Codec,
-    Corrupt,
     checked_label,
-    parse,
-    read_plain,
 )
 from .errors import BackendUnavailable, Moved, OutOfMemory, Unfit
 from .keys import Names, meta_name, meta_slot, partition_slot, partition_tags, tag_hash
 from .near import NearCache
 from .policy import Duration, Policy, seconds
 from .scripts import PUBLISH, RELEASE, RENEW, Arg, Script
-from .served import AnyServed, Served, Source
 from .stats import Counters, Event
 
 R = TypeVar("R")
@@ -76,19 +69,6 @@ _FLUSH_S: Final = 1.0
 _SETTLE_S: Final = 30.0
 #: As in _programs/write.py: how long "not storable" is told to those who wait.
 _TOMBSTONE_MS: Final = 300
-
-
-class Reading:
-    """What the tasks of a loop read of one partition at a time: one command for all."""
-
-    __slots__ = ("_namespace", "_partition")
-
-    def __init__(self, namespace: Namespace, partition: Partition) -> None:
-        self._namespace, self._partition = namespace, partition
-
-    def pack(self, members: Sequence[bytes]) -> tuple[bytes, list[bytes]]:
-        """Return one write that reads *members*, and which of them it touches."""
-        return self._namespace.pack_fetch(self._partition, members, self._namespace.clock.now())
 
 
 class Namespace:
@@ -121,7 +101,7 @@ class Namespace:
         self.topology = Topology(self.place, slots, settings.deadline, self._tell, self._learned, self._left)
         #: The server of each partition, and last (META) of what all share; None until the topology is known.
         self.nodes = self.topology.nodes
-        self.readings = [Reading(self, part) for part in partitions]
+        self.straight = Straight(self.state, self.clock, self.nodes, self.failed)
         self.renewals = Renewals(self._renew, self._bury)
         self.background = Background()
         self.publisher = Publisher(self._publish)
@@ -203,182 +183,7 @@ class Namespace:
         channel = self.state.partitions[effect.partition].names.w
         return self.listener_of(effect.partition).register(channel, effect.digest, effect.chunks)
 
-    # --- the straight path: what both drivers do before a program is needed -----------------------------------
-
-    def near(self, part: Partition, members: Sequence[bytes]) -> Fetched | None:
-        """Return what near copies hold, as if it had been fetched; None unless there is one of each member."""
-        near, word = self.state.near, part.word
-        if near is None or word is None:
-            return None
-        now = self.clock.now()
-        copies: list[bytes] = []
-        for member in members:
-            data = near.get(member, now)
-            if data is None:
-                return None
-            copies.append(data)
-        self.state.counters.add("near_hits", len(copies))
-        return Fetched(word.raw, copies, int(now))
-
-    def mark(self, part: Partition) -> int:
-        """Return where the near cache stands before Redis is asked; from now on it hears of changes."""
-        near = self.state.near
-        if near is None:
-            return 0
-        if not near.hears(part.names.w) and (node := self.nodes[part.index]) is not None:
-            node.listener.watch(part.names.w, near)
-        return near.mark
-
-    def due_uses(self) -> dict[bytes, float]:
-        """Return uses of near copies that Redis is to be told of, about once a second."""
-        near = self.state.near
-        if near is None or not near.is_due(self.clock.now()):
-            return {}
-        return near.take_used()
-
-    def pack_fetch(self, part: Partition, members: Sequence[bytes], now: float) -> tuple[bytes, list[bytes]]:
-        """
-        Return one write that reads the control word and the entries, and which members it touches.
-
-        It has one reply, and another one if it touches any.
-        """
-        names, touched = part.names, part.touched_lately(now)
-        packed = pack(("MGET", names.c, *[names.e + member for member in members]))
-        due = [member for member in members if member not in touched]
-        if due:
-            this_use = b"%.3f" % now
-            touches = [word for member in due for word in (this_use, member)]
-            packed += pack(("ZADD", names.l, "XX", "CH", *touches))
-        return packed, due
-
-    def fetched(
-        self, part: Partition, members: Sequence[bytes], now: float, mark: int, replies: Sequence[Any]
-    ) -> Fetched:
-        """
-        Return the replies to ``pack_fetch`` as an answer; a touch that failed is just lost.
-
-        Near copies are kept of what is fresh and was not dropped since *mark*.
-        """
-        found = replies[0]
-        word, *entries = found if type(found) is list else checked(found)
-        # Out of step, what was read may be invalidated, and who still has the old word could not tell.
-        if (near := self.state.near) is not None and part.word is not None and word == part.word.raw:
-            for member, data in zip(members, entries, strict=True):
-                if data is not None and (entry := parse(data)) is not None:
-                    near.keep(part.names.w, member, entry, now, mark)
-        if len(replies) > 1 or None in entries:
-            self._compare_touches(part, members, entries, replies[1:])
-        return Fetched(word, entries, int(now))
-
-    def _compare_touches(
-        self,
-        part: Partition,
-        members: Sequence[bytes],
-        entries: Sequence[bytes | None],
-        touched: Sequence[Any],
-    ) -> None:
-        """Note whose books disagree with their entries, and for whom no further use has to be told for a while."""
-        changed = touched[0] if touched else None
-        if len(members) == 1:
-            there = entries[0] is not None and len(entries[0]) > HEADER.size  # no grave
-            # 0 for an entry that is there: it is in no book.  1 for one that is not: somebody deleted it.  Not
-            # touched, and not there: it was there a moment ago.
-            if (not touched and not there) or (changed in (0, 1) and bool(changed) is not there):
-                part.suspect(members[0])
-        known = {member for member, entry in zip(members, entries, strict=True) if entry is not None}
-        part.touched.difference_update(set(members) - known)
-        if changed == len(known):
-            part.touched.update(known)
-
-    # The same for several partitions at a time:
-
-    def near_copies(self, fetches: Sequence[Fetch]) -> dict[Fetch, Fetched | BackendUnavailable]:
-        """Return what near copies can answer alone."""
-        found = {one: self.near(self.state.partitions[one.partition], one.members) for one in fetches}
-        return {one: fetched for one, fetched in found.items() if fetched is not None}
-
-    def by_server(self, fetches: Sequence[Fetch]) -> list[list[Fetch]]:
-        """Return what one server can be asked for together."""
-        groups: dict[Node | None, list[Fetch]] = {}
-        for one in fetches:
-            groups.setdefault(self.nodes[one.partition], []).append(one)
-        return list(groups.values())
-
-    def marks(self, fetches: Sequence[Fetch]) -> list[int]:
-        """Return the ``mark`` of each."""
-        return [self.mark(self.state.partitions[one.partition]) for one in fetches]
-
-    def pack_fetches(self, fetches: Sequence[Fetch], now: float) -> tuple[bytes, list[int]]:
-        """Return one write for all, and how many replies each has."""
-        parts = self.state.partitions
-        packed = [self.pack_fetch(parts[one.partition], one.members, now) for one in fetches]
-        return b"".join([commands for commands, _ in packed]), [2 if due else 1 for _, due in packed]
-
-    def fetched_many(
-        self,
-        fetches: Sequence[Fetch],
-        now: float,
-        marks: Sequence[int],
-        counts: Sequence[int],
-        replies: Sequence[Any],
-    ) -> dict[Fetch, Fetched | BackendUnavailable]:
-        """Return the answer, or the error, of each."""
-        answers: dict[Fetch, Fetched | BackendUnavailable] = {}
-        left = iter(replies)
-        for one, mark, count in zip(fetches, marks, counts, strict=True):
-            part, mine = self.state.partitions[one.partition], list(islice(left, count))
-            try:
-                answers[one] = self.fetched(part, one.members, now, mark, mine)
-            except BackendUnavailable as error:
-                self.failed(one.partition, error)
-                answers[one] = error
-        return answers
-
-    def plain_hit(
-        self,
-        part: Partition,
-        fetched: Fetched,
-        prefix: bytes,
-        policy: Policy,
-        codec: Codec[Any] | None,
-        usable: Callable[[Any], bool] | None = None,
-        place: int = 0,
-    ) -> AnyServed | None:
-        """Return a fresh entry, served and counted; None leaves everything to the program."""
-        data, word = fetched.entries[place], part.word
-        if policy.hot is not None or policy.early:  # uses are counted, chances drawn
-            return None
-        if data is None or word is None or fetched.word != word.raw or word.prefix != prefix:
-            return None
-        try:
-            value, age_ms, ttl_ms = read_plain(data, word.generation, fetched.now_ms, codec, word.sequence)
-        except Corrupt:  # or of another generation, no longer fresh, with tags to be asked for
-            return None
-        if usable is not None and not usable(value):
-            return None
-        self.state.counters.add("hits")
-        return Served(value, Source.HIT, age_ms / 1000, ttl_ms / 1000)
-
-    def plain_hits(
-        self, part: Partition, fetched: Fetched, prefix: bytes, policy: Policy, codec: Codec[Any] | None
-    ) -> tuple[dict[int, AnyServed], Fetched]:
-        """Return the plain hits by their places, and what was fetched of the others."""
-        hits: dict[int, AnyServed] = {}
-        left: list[bytes | None] = []
-        for place, data in enumerate(fetched.entries):
-            served = self.plain_hit(part, fetched, prefix, policy, codec, place=place)
-            if served is None:
-                left.append(data)
-            else:
-                hits[place] = served
-        return hits, fetched._replace(entries=left)
-
-    def only_partition(self, digests: Sequence[bytes]) -> Partition | None:
-        """Return the partition that all *digests* are of, if they are few enough for one round trip."""
-        parts = {self.state.partition_of(digest).index for digest in digests}
-        if len(parts) != 1 or len(digests) > AT_ONCE:
-            return None
-        return self.state.partitions[parts.pop()]
+    # --- counters ---------------------------------------------------------------------------------------------
 
     def due_counters(self, index: int) -> dict[str, int]:
         """Return counters to be added to the fleet's in the write of something else to a partition, if that is due."""

@@ -16,13 +16,15 @@ import traceback
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+import hiredis
 import pytest
 import redis
 import redis.asyncio.connection as aio
 from redis.connection import Connection
 
 from askonce import AskonceError, AsyncCache, BackendUnavailable, Cache, Policy, Source, scripts
-from askonce._wire import listener, renewals
+from askonce._wire import held, listener, renewals
+from askonce._wire.line import MORE, as_error
 from askonce._wire.multiplexed import Multiplexed
 
 from . import forks
@@ -391,7 +393,7 @@ def test_any_error_of_redis_is_an_outage(make_driver, monkeypatch, word):
 
 
 class Spoiler:
-    """Makes replies fail: those that redis-py's connections read, and those that the asyncio wire reads itself."""
+    """Makes replies fail: those that redis-py's connections read, and those that the wires read themselves."""
 
     def __init__(self, monkeypatch, error):
         self.all, self.next, self.error = False, 0, error
@@ -415,6 +417,26 @@ class Spoiler:
                 reply = error
             received(wire, reply)
 
+        class Reader(hiredis.Reader):  # of a sync line; what is raised here interrupts its exchange
+            def gets(reader, *args):
+                reply = super().gets(*args)
+                if reply is not MORE:
+                    try:
+                        self.meddle(reply)
+                    except redis.RedisError as error:
+                        return error
+                return reply
+
+        exchange = held.Direct.exchange
+
+        def exchanged(line, *args):
+            if type(line._reader) is not Reader:
+                line._reader = Reader(
+                    protocolError=redis.exceptions.InvalidResponse, replyError=as_error, notEnoughData=MORE
+                )
+            return exchange(line, *args)
+
+        monkeypatch.setattr(held.Direct, "exchange", exchanged)
         monkeypatch.setattr(Multiplexed, "received", receive)
         monkeypatch.setattr(Connection, "read_response", read)
         monkeypatch.setattr(aio.AbstractConnection, "read_response", aread)

@@ -16,7 +16,7 @@ from .begin import END_MARK, NOTHING_UNSENT, Held, Unsent, abandon, begin, finis
 from .compute import get_or_compute
 from .find import lookup
 from .many import get_many, get_or_compute_many, store_many
-from .state import AT_ONCE, META, Ask, Partition, State
+from .state import AT_ONCE, META, Ask, Partition, State, Word
 from .stream import Behind, Elsewhere, end, fallback, is_followed, pull, rest, take_up, tune_in
 from .write import store
 
@@ -32,6 +32,7 @@ __all__ = [
     "Partition",
     "State",
     "Unsent",
+    "Word",
     "abandon",
     "begin",
     "bump",

@@ -18,12 +18,12 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import InvalidResponse, ResponseError
 
 #: Bytes that are read at a time.
-_READ_SIZE: Final = 65_536
+READ_SIZE: Final = 65_536
 
-_MORE: Final = object()
+MORE: Final = object()
 
 #: Return the exception that stands for an error reply: redis-py's own, so that both wires tell them apart alike.
-_as_error: Final[Callable[[str], Exception]] = DefaultParser.parse_error
+as_error: Final[Callable[[str], Exception]] = DefaultParser.parse_error
 
 
 class Owner(Protocol):
@@ -59,11 +59,9 @@ class Direct(asyncio.BufferedProtocol):
 
     def __init__(self, transport: Any, owner: Owner) -> None:
         self._transport, self._owner = transport, owner
-        self._buffer = bytearray(_READ_SIZE)
+        self._buffer = bytearray(READ_SIZE)
         self._view = memoryview(self._buffer)  # the encrypting transport slices it, and would slice a copy
-        self._reader = hiredis.Reader(
-            protocolError=InvalidResponse, replyError=_as_error, notEnoughData=_MORE
-        )
+        self._reader = hiredis.Reader(protocolError=InvalidResponse, replyError=as_error, notEnoughData=MORE)
         self._gone = False
         self._former: asyncio.BaseProtocol = transport.get_protocol()
         transport.set_protocol(self)
@@ -86,7 +84,7 @@ class Direct(asyncio.BufferedProtocol):
         reader, received = self._reader, self._owner.received
         try:
             reader.feed(self._buffer, 0, nbytes)  # type: ignore[arg-type]  # its stub says bytes
-            while not self._gone and (reply := reader.gets(False)) is not _MORE:
+            while not self._gone and (reply := reader.gets(False)) is not MORE:
                 received(reply)
         except InvalidResponse as error:
             self._lose(error)

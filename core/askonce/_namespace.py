@@ -110,6 +110,8 @@ class Namespace:
         #: Threads and tasks that hold unfinished leases, and how many.
         self._holders: weakref.WeakKeyDictionary[object, int] = weakref.WeakKeyDictionary()
         self._flushed = time.monotonic()
+        #: Of its own, as the caller may seed the shared one alike in every process; tokens must differ.
+        self._random = random.Random()  # noqa: S311  neither tokens nor jitter are secrets
 
     def after_fork(self) -> None:
         """Start anew in a forked child: sockets, locks and threads are the parent's."""
@@ -238,12 +240,12 @@ class Namespace:
             partition=self.state.partition_of(digest),
             digest=digest,
             policy=policy,
-            token=os.urandom(16).hex().encode(),
-            draw=random.random(),  # noqa: S311  jitter is no secret
+            token=b"%032x" % self._random.getrandbits(128),
+            draw=self._random.random(),
             ttl_ms=None if chosen is None else round(chosen * 1000),
             max_age=control.max_age,
-            tags=tuple(sorted({tag_hash(tag) for tag in (*control.tags, *checked_tags(tags))})),
-            label=checked_label(label),
+            tags=_hashes((*control.tags, *checked_tags(tags))) if tags or control.tags else (),
+            label=None if label is None else checked_label(label),
             read=control.read,
             write=control.write,
             only_if_cached=control.only_if_cached,
@@ -284,8 +286,8 @@ class Namespace:
             return held
         wanted = held.wanted
         ttl_ms = wanted.ttl_ms if ttl is None else round(seconds("ttl", ttl, at_least=0.001) * 1000)
-        hashes = tuple(sorted({*wanted.tags, *map(tag_hash, checked_tags(tags))}))
-        return replace(held, wanted=replace(wanted, ttl_ms=ttl_ms, tags=hashes))
+        hashes = {*wanted.tags, *_hashes(checked_tags(tags))}
+        return replace(held, wanted=replace(wanted, ttl_ms=ttl_ms, tags=tuple(sorted(hashes))))
 
     def holds(self, owner: object) -> bool:
         """Return whether this thread or task holds an unfinished lease."""
@@ -380,6 +382,10 @@ class Namespace:
                 with contextlib.suppress(BackendUnavailable):
                     node.held.exchange(self.pack_counters(part.index, counters), len(counters))
                 return
+
+
+def _hashes(tags: Sequence[str]) -> tuple[bytes, ...]:
+    return tuple(sorted({tag_hash(tag) for tag in tags}))
 
 
 _alive: weakref.WeakSet[Namespace] = weakref.WeakSet()

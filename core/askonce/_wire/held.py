@@ -36,6 +36,7 @@ class _Line(Protocol):
 
     def exchange(self, packed: bytes, count: int, due: float) -> list[Any]:
         """Send commands and return their *count* replies; an error of Redis is one too."""
+        ...
 
 
 class Direct:

@@ -69,20 +69,25 @@ _Fetch: TypeAlias = tuple[Read, bytes, _Future]
 class _Group(_Call):
     """Readings that are one command."""
 
-    __slots__ = ("_due", "_fetches")
+    __slots__ = ("_due", "_fetches", "_members")
 
     def __init__(self, fetches: list[_Fetch]) -> None:
         self._fetches = fetches
-        packed, self._due = fetches[0][0].pack(list({member: None for _, member, _ in fetches}))
+        self._members = list({member: None for _, member, _ in fetches})
+        packed, self._due = fetches[0][0].pack(self._members)
         super().__init__(packed, 2 if self._due else 1, *[future for _, _, future in fetches])
 
     def answer(self, replies: list[Any]) -> None:
-        members = {member: None for _, member, _ in self._fetches}
-        found = replies[0]
+        members, found = self._members, replies[0]
         if len(members) == 1 or not isinstance(found, list) or len(found) != len(members) + 1:
             super().answer(replies)  # all asked for the same, or have met the same error
             return
         word, *entries = found
+        if not self._due and len(members) == len(self._fetches):  # the same as below, in most cases
+            for (_, _, future), entry in zip(self._fetches, entries, strict=True):
+                if not future.done():
+                    future.set_result([[word, entry]])
+            return
         known = dict(zip(members, entries, strict=True))
         due = set(self._due)
         # Of several it says only how many were touched: of each one what is likely, if the numbers agree.

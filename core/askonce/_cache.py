@@ -31,6 +31,7 @@ from ._effects import (
     Join,
     Listen,
     Program,
+    ScriptCall,
     Sleep,
     Tell,
 )
@@ -45,6 +46,7 @@ from .entry import Codec, encode_chunk
 from .errors import BackendUnavailable, ConfigurationError, Unfit
 from .keys import Explanation, tag_hash
 from .policy import Admit, Duration, seconds
+from .scripts import Script
 from .served import AnyServed, Served
 from .stats import EntryInfo, Stats, Usage
 
@@ -527,7 +529,7 @@ class Cache(View):
                     self._note(effect, exc)
 
     def _note(self, effect: Effect, error: BackendUnavailable) -> None:
-        if isinstance(effect, Fetch | Invoke | InvokeMany | Ask | Listen):
+        if isinstance(effect, Fetch | Invoke | Ask | Listen):
             self._namespace.failed(effect.partition, error)
             if isinstance(error, Unfit) and (node := self._namespace.nodes[effect.partition]) is not None:
                 node.held.drop()
@@ -614,9 +616,12 @@ class Cache(View):
         return self._exchange(part.index, packed, 2 if touched else 1)
 
     def _fetch_many(self, fetches: Sequence[Fetch]) -> list[Fetched | BackendUnavailable]:
-        namespace = self._namespace
-        answers = namespace.straight.near_copies(fetches)
-        for group in namespace.straight.by_server([one for one in fetches if one not in answers]):
+        straight = self._namespace.straight
+        answers = straight.near_copies(fetches)
+        left = [one for one in fetches if one not in answers]
+        places = straight.by_server([one.partition for one in left])
+        groups = [[left[place] for place in group] for group in places]
+        for group in groups:
             answers.update(self._fetch_together(group))
         return [answers[one] for one in fetches]
 
@@ -643,12 +648,26 @@ class Cache(View):
         return result
 
     def _invoke_many(self, effect: InvokeMany[T]) -> list[T | BackendUnavailable]:
-        packed = b"".join(pack_script(effect.script, keys, args) for keys, args in effect.calls)
-        count = len(effect.calls)
-        replies = self._exchange(effect.partition, packed, count)
-        if is_unknown_script(replies):
-            replies = self._exchange(effect.partition, pack_load(effect.script) + packed, count + 1)[1:]
-        return self._namespace.answers(effect.script, effect.partition, replies)
+        groups = self._namespace.straight.by_server([index for index, _, _ in effect.calls])
+        answers: dict[int, T | BackendUnavailable] = {}
+        for group in groups:
+            found = self._invoke_together(effect.script, [effect.calls[place] for place in group])
+            answers.update(zip(group, found, strict=True))
+        return [answers[place] for place in range(len(effect.calls))]
+
+    def _invoke_together(
+        self, script: Script[T], calls: Sequence[ScriptCall]
+    ) -> list[T | BackendUnavailable]:
+        index, count = calls[0][0], len(calls)
+        packed = b"".join([pack_script(script, keys, args) for _, keys, args in calls])
+        try:
+            replies = self._exchange(index, packed, count)
+            if is_unknown_script(replies):
+                replies = self._exchange(index, pack_load(script) + packed, count + 1)[1:]
+        except BackendUnavailable as error:
+            self._namespace.failed(index, error)
+            return [error] * count
+        return self._namespace.answers(script, [index for index, _, _ in calls], replies)
 
     def _compute(self, effect: Compute, call: Call) -> list[Computed]:
         compute = call.compute

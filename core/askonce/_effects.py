@@ -85,13 +85,16 @@ class Invoke(Generic[R]):
     args: tuple[Arg, ...]
 
 
+#: One call of a script: its partition, keys and arguments.
+ScriptCall: TypeAlias = tuple[int, tuple[bytes, ...], tuple[Arg, ...]]
+
+
 @dataclass(frozen=True, slots=True)
 class InvokeMany(Generic[R]):
-    """Run a script several times in one round trip; an error is an answer, not thrown."""
+    """Run a script several times, in one round trip for each server; an error is an answer, not thrown."""
 
     script: Script[R]
-    partition: int
-    calls: tuple[tuple[tuple[bytes, ...], tuple[Arg, ...]], ...]
+    calls: tuple[ScriptCall, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,11 +235,11 @@ def invoke(script: Script[R], partition: int, keys: tuple[bytes, ...], *args: Ar
     return answer
 
 
-def invoke_many(
-    script: Script[R], partition: int, calls: tuple[tuple[tuple[bytes, ...], tuple[Arg, ...]], ...]
-) -> Program[list[R | BackendUnavailable]]:
-    """Return the answer, or the error, of each call of *script*."""
-    answers: list[R | BackendUnavailable] = yield InvokeMany(script, partition, calls)
+def invoke_many(script: Script[R], calls: Sequence[ScriptCall]) -> Program[list[R | BackendUnavailable]]:
+    """Return the answer, or the error, of each call of *script*; what has failed together has one error."""
+    if not calls:
+        return []
+    answers: list[R | BackendUnavailable] = yield InvokeMany(script, tuple(calls))
     return answers
 
 

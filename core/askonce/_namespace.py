@@ -268,10 +268,12 @@ class Namespace:
             for lease in leases:
                 self.renewals.discard(lease)
 
-    def answers(self, script: Script[R], index: int, replies: Sequence[Any]) -> list[R | BackendUnavailable]:
-        """Return the answer, or the error, of each reply to *script* that came from a partition."""
+    def answers(
+        self, script: Script[R], partitions: Sequence[int], replies: Sequence[Any]
+    ) -> list[R | BackendUnavailable]:
+        """Return the answer, or the error, of each reply to *script*, which came from these partitions."""
         found: list[R | BackendUnavailable] = []
-        for reply in replies:
+        for index, reply in zip(partitions, replies, strict=True):
             try:
                 found.append(answer(script, reply))
             except BackendUnavailable as error:

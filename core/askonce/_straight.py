@@ -199,11 +199,11 @@ class Straight:
         found = {one: self.near(self._state.partitions[one.partition], one.members) for one in fetches}
         return {one: fetched for one, fetched in found.items() if fetched is not None}
 
-    def by_server(self, fetches: Sequence[Fetch]) -> list[list[Fetch]]:
-        """Return what one server can be asked for together."""
-        groups: dict[Node | None, list[Fetch]] = {}
-        for one in fetches:
-            groups.setdefault(self._nodes[one.partition], []).append(one)
+    def by_server(self, partitions: Sequence[int]) -> list[list[int]]:
+        """Return the places of those *partitions* that one server can be asked for together."""
+        groups: dict[Node | None, list[int]] = {}
+        for place, index in enumerate(partitions):
+            groups.setdefault(self._nodes[index], []).append(place)
         return list(groups.values())
 
     def marks(self, fetches: Sequence[Fetch]) -> list[int]:

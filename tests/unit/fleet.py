@@ -101,8 +101,8 @@ class Server:
                 return Fetched(self.word, [self._get(self.entries, member) for member in members], self.now())
             case Invoke(script, _, keys, args):
                 return self._run(script, keys, args)
-            case InvokeMany(script, _, calls):
-                return [self._run(script, keys, args) for keys, args in calls]
+            case InvokeMany(script, calls):
+                return [self._run(script, keys, args) for _, keys, args in calls]
             case Ask(_, commands):
                 return [self._command(*command) for command in commands]
         raise AssertionError(effect)
@@ -588,7 +588,8 @@ class World:
         return Encoded(*encode(value, None, cost_ms))
 
     def _exchange(self, task: Task, effect: Any) -> None:
-        turn, away = task.turn, BackendUnavailable("no answer")
+        turn, error = task.turn, BackendUnavailable("no answer")
+        away = [error] * len(effect.calls) if isinstance(effect, InvokeMany) else error
         if self.rng.random() < self.weather.lost_request:
             task.faulted = True
             self._later(task, self._way(), away)

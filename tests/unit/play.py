@@ -21,6 +21,7 @@ from askonce._flights import Flights
 from askonce._programs import Ask, Partition, State
 from askonce._programs.state import parse_word
 from askonce.entry import FORMAT, HEADER, MAGIC, TAGGED, decode_payload, encode, tag_block
+from askonce.errors import BackendUnavailable
 from askonce.keys import Fingerprints, Names
 from askonce.policy import Policy
 from askonce.scripts import (
@@ -95,6 +96,9 @@ class Player:
         """Answer the effect that waits, whatever it is."""
         if callable(answer) and not isinstance(answer, type):
             answer = answer(self.effect)
+        thrown = isinstance(answer, BaseException) and not isinstance(answer, BackendUnavailable)
+        if isinstance(self.effect, InvokeMany) and not isinstance(answer, list) and not thrown:
+            answer = [answer] * len(self.effect.calls)  # an outage too is an answer
         self._go(answer)
 
     def play(self, *lines: tuple[Any, Any]) -> Player:
@@ -139,7 +143,7 @@ def play(program: Any, *lines: tuple[Any, Any]) -> Any:
 
 @dataclass(frozen=True)
 class like:
-    """A call of *script* with at least these arguments, named as in the head of the script."""
+    """A call of *script*, or several, with at least these arguments, named as in the head of the script."""
 
     script: Script[Any]
     words: dict[str, Any]
@@ -149,10 +153,11 @@ class like:
         object.__setattr__(self, "words", words)
 
     def fits(self, effect: Any) -> bool:
-        if not isinstance(effect, Invoke) or effect.script is not self.script:
+        if not isinstance(effect, Invoke | InvokeMany) or effect.script is not self.script:
             return False
-        given = arguments(effect.script, effect.args)
-        return all(given[name] == value for name, value in self.words.items())
+        several = [args for _, _, args in effect.calls] if isinstance(effect, InvokeMany) else [effect.args]
+        given = [arguments(effect.script, args) for args in several]
+        return all(one[name] == value for one in given for name, value in self.words.items())
 
 
 def signature(script: Script[Any]) -> tuple[list[str], list[str]]:

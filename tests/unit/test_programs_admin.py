@@ -8,7 +8,7 @@ import pytest
 
 from askonce import BackendUnavailable, Stats, Usage
 from askonce._effects import Ask as AskRedis
-from askonce._effects import Detach, Fetch, Invoke
+from askonce._effects import Detach, Fetch, Invoke, InvokeMany
 from askonce._programs import bump, clear, flush, invalidate, invalidate_tag, lookup, usage, whereabouts
 from askonce._programs.state import parse_word
 from askonce.keys import tag_hash
@@ -141,13 +141,13 @@ def test_an_invalidation_that_cannot_be_told(lines):
 
 
 def test_invalidating_a_tag():
-    """One script a partition, whatever the number of entries; the new sequence is known at once."""
+    """One script a partition, all at once, whatever the number of entries; the new sequence is known at once."""
     state, tag = make_state(2), tag_hash("doc:7")
     keys = [tuple(b"ao:{ns:%d}:" % index + name for name in (b"c", b"tv", b"w")) for index in (0, 1)]
     args = (b"PUBLISH", 10_000, tag.hex())
-    lines = (Invoke(TAG, 0, keys[0], args), b"7:101"), (Invoke(TAG, 1, keys[1], args), b"7:105")
+    both = InvokeMany(TAG, ((0, keys[0], args), (1, keys[1], args)))
 
-    assert play(invalidate_tag(state, tag), *lines) == 1
+    assert play(invalidate_tag(state, tag), (both, [b"7:101", b"7:105"])) == 1
     assert [part.word.raw for part in state.partitions if part.word] == [b"7:101", b"7:105"]
 
 
@@ -163,22 +163,26 @@ def test_after_a_tag_nobody_joins_an_older_flight(state):
 @pytest.mark.parametrize("done", [0, 1])
 def test_a_tag_that_cannot_be_told(done):
     """False if one partition does not know, and the others are told; a strict cache raises."""
-    lines = [(TAG, b"7:101"), (TAG, b"7:101")]
-    lines[done] = (TAG, AWAY)
+    words = [b"7:101", b"7:101"]
+    words[done] = AWAY
     state = make_state(2)
-    assert play(invalidate_tag(state, tag_hash("a")), *lines) is False
+    assert play(invalidate_tag(state, tag_hash("a")), (TAG, words)) is False
     assert counts(state) == {"backend_errors": 1}
     assert [part.word.sequence for part in state.partitions] == [101 - (done == 0), 101 - (done == 1)]
     with pytest.raises(BackendUnavailable):
-        play(invalidate_tag(make_state(2, strict=True), tag_hash("a")), *lines)
+        play(invalidate_tag(make_state(2, strict=True), tag_hash("a")), (TAG, words))
 
 
 # --- bump and clear -----------------------------------------------------------------------------------------------
 
 
-def bumped(generation: int, index: int = 0):
-    keys = (b"ao:{ns:%d}:c" % index, b"ao:{ns:%d}:w" % index)
-    return Invoke(BUMP, index, keys, (generation, b"PUBLISH")), b"%d:100" % generation
+def bumped(generation: int, *indices: int):
+    """The partitions of these *indices* are told of a generation, and all have it then."""
+    calls = [
+        (index, (b"ao:{ns:%d}:c" % index, b"ao:{ns:%d}:w" % index), (generation, b"PUBLISH"))
+        for index in indices or (0,)
+    ]
+    return InvokeMany(BUMP, tuple(calls)), [b"%d:100" % generation] * len(calls)
 
 
 def test_a_bump_is_one_more_than_any_partition_has():
@@ -187,8 +191,7 @@ def test_a_bump_is_one_more_than_any_partition_has():
     program = Player(bump(state)).play(
         (CONTROL, controlled(b"7:100")),
         (CONTROL, controlled(b"9:100")),
-        bumped(10, 0),
-        bumped(10, 1),
+        bumped(10, 0, 1),
         (Detach, None),
         (Detach, None),
     )
@@ -229,7 +232,7 @@ def test_a_bump_that_cannot_be_told(program, lines):
     "lines",
     [
         [(CONTROL, AWAY), (CONTROL, controlled()), bumped(8, 1)],
-        [(CONTROL, controlled()), (CONTROL, controlled()), (BUMP, AWAY), bumped(8, 1)],
+        [(CONTROL, controlled()), (CONTROL, controlled()), (BUMP, [AWAY, b"8:100"])],
     ],
 )
 def test_a_bump_that_a_part_of_redis_misses(lines):
@@ -243,7 +246,7 @@ def test_a_bump_that_a_part_of_redis_misses(lines):
     served = play(
         lookup(state, make_ask(state)),
         (CONTROL, controlled(b"7:100")),
-        bumped(8, 0),
+        (like(BUMP, generation=8), b"8:100"),
         (Fetch(0, (b"8:" + DIGEST,)), fetched(None, word=b"8:100")),
     )
     assert served is None

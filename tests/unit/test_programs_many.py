@@ -179,8 +179,7 @@ def test_a_partition_that_refuses_leases_takes_no_other_with_it():
     served = play(
         get_or_compute_many(state, over(state, 2)),
         (FetchMany, [fetched(None), fetched(None)]),
-        (LEASE, AWAY),
-        leases(granted(50)),
+        leases(AWAY, granted(50)),
         (Compute, lambda effect: computed(*effect.indices)),
         stores(stored()),
     )
@@ -244,7 +243,7 @@ def test_the_function_is_called_once_with_exactly_what_is_missing(state):
     program.play((Fetch, fetched(None, entry("b"), None, entry("d"), entry(age=100, fence=9))))
     lease = program.asks()
     assert isinstance(lease, InvokeMany)
-    given = [arguments(LEASE, args) for _, args in lease.calls]
+    given = [arguments(LEASE, args) for _, _, args in lease.calls]
     assert [call["token"] for call in given] == [
         Holder(None, b"t0"),
         Holder(None, b"t2"),
@@ -261,7 +260,7 @@ def test_the_function_is_called_once_with_exactly_what_is_missing(state):
     ]
     program.play((Compute, computed("A", "C", "E")))
     store = program.asks()
-    assert [arguments(STORE, args)["holder"] for _, args in store.calls] == [
+    assert [arguments(STORE, args)["holder"] for _, _, args in store.calls] == [
         Holder(50, b"t0"),
         Holder(51, b"t2"),
         Holder(52, b"t4"),
@@ -451,7 +450,7 @@ def test_a_call_cancelled_while_it_leases_gives_back_what_it_has(state):
             case Fetch():
                 return fetched(*[None] * len(effect.members))
             case InvokeMany():
-                if effect.calls[0][1][1] != Holder(None, b"t0"):
+                if effect.calls[0][2][1] != Holder(None, b"t0"):
                     return Cancelled()
                 return [granted(50 + number) for number in range(len(effect.calls))]
             case Invoke():
@@ -597,9 +596,9 @@ def test_victims_are_passed_once(state):
         (Fetch, fetched(None, None)), leases(granted(50), granted(51)), (Compute, computed("A", "B"))
     )
     first, second = program.asks().calls
-    assert first[0][6:] == (b"ao:{ns:0}:e:7:v",)
-    assert first[1][-2:] == (b"7:v", b"1")
-    assert len(second[0]) == 6
+    assert first[1][6:] == (b"ao:{ns:0}:e:7:v",)
+    assert first[2][-2:] == (b"7:v", b"1")
+    assert len(second[1]) == 6
     program.play(stores(stored(over=1, victims=(b"7:x", b"2")), stored(victims=(b"7:y", b"3")))).end()
 
     assert part.victims == [b"7:y", b"3"]
@@ -660,8 +659,8 @@ def test_unread_serves_nothing_that_is_stored(state):
                 return computed(*[f"new {index}" for index in effect.indices])
             case InvokeMany() | Invoke():
                 many_ = isinstance(effect, InvokeMany)
-                calls = effect.calls if many_ else ((effect.keys, effect.args),)
-                answers = [answer(effect.script, args) for _, args in calls]
+                calls = effect.calls if many_ else ((effect.partition, effect.keys, effect.args),)
+                answers = [answer(effect.script, args) for _, _, args in calls]
                 return answers if many_ else answers[0]
 
     def answer(script: Any, args: Any) -> Any:
@@ -757,7 +756,8 @@ def test_whatever_happens_at_any_step_nothing_is_left(step, error):
         nonlocal number
         number += 1
         if number == step:
-            return error
+            together = isinstance(effect, InvokeMany) and error is AWAY
+            return [error] * len(effect.calls) if together else error
         match effect:
             case Fetch():
                 return fetched(None, None)

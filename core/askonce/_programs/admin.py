@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from .._effects import Program, ask, detach, invoke
+from .._effects import Program, ask, detach, invoke, invoke_many
 from ..entry import LONGEST_HEAD, UNIT, parse
 from ..errors import BackendUnavailable, Disagreement
 from ..scripts import BUMP, FORGET, TAG, Arg
@@ -73,14 +73,23 @@ def invalidate_tag(state: State, tag: bytes) -> Program[bool]:
     Return whether Redis has noted it in all partitions; those that can be told are.
     """
     errors: list[BackendUnavailable] = []
+    reached: list[Partition] = []
     for part in state.partitions:
-        keys = (part.names.c, part.names.tv, part.names.w)
         try:
             if part.word is None:
                 yield from connect(state, part)
-            note_word(part, (yield from invoke(TAG, part.index, keys, part.publish, _TAGS_KEPT, tag.hex())))
+            reached.append(part)
         except BackendUnavailable as error:
             errors.append(error)
+    calls = [
+        (part.index, (part.names.c, part.names.tv, part.names.w), (part.publish, _TAGS_KEPT, tag.hex()))
+        for part in reached
+    ]
+    for part, word in zip(reached, (yield from invoke_many(TAG, calls)), strict=True):
+        if isinstance(word, BackendUnavailable):
+            errors.append(word)
+        else:
+            note_word(part, word)
     state.clear_near()
     _all_failed(state, errors)
     return not errors
@@ -125,11 +134,10 @@ def _bump(state: State) -> Program[tuple[list[Partition], int, list[BackendUnava
         except BackendUnavailable as error:
             errors.append(error)
     generation = max(part.newest for part in state.partitions) + 1
-    for part in reached:
-        try:
-            raw = yield from invoke(BUMP, part.index, (part.names.c, part.names.w), generation, part.publish)
-        except BackendUnavailable as error:
-            errors.append(error)
+    calls = [(part.index, (part.names.c, part.names.w), (generation, part.publish)) for part in reached]
+    for part, raw in zip(reached, (yield from invoke_many(BUMP, calls)), strict=True):
+        if isinstance(raw, BackendUnavailable):
+            errors.append(raw)
             continue
         told.append(part)
         note_word(part, raw)

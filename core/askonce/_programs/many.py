@@ -1,4 +1,4 @@
-"""Many requests at once: one round trip a partition, one call of the caller's function for all that is missing."""
+"""Many requests at once: one round trip a server, one call of the caller's function for all that is missing."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from .._effects import (
     Fetch,
     Fetched,
     Program,
+    ScriptCall,
     compute_many,
     detach,
     fetch_many,
@@ -20,11 +21,11 @@ from .._effects import (
 from .._flights import Flight, Landed
 from ..errors import BackendUnavailable, LeaderFailed, NotCached
 from ..policy import Freshness
-from ..scripts import FOUND, GRANTED, LEASE, MOVED, REPLACED, STORE, STORED, Leased, Stored
+from ..scripts import FOUND, GRANTED, LEASE, MOVED, REPLACED, STORE, STORED, Arg, Leased, Stored
 from ..served import AnyServed, Served, Source
 from .compute import error_type, lead, pause_ms, share
 from .find import Found, connect, failed, find, judge, keep_step, serve, use
-from .state import Ask, Partition, State, Word, by_partition, chunks, parse_word
+from .state import Ask, State, Word, by_partition, parse_word, together
 from .write import (
     PEEK,
     Grant,
@@ -69,8 +70,7 @@ def _find_many(
             failed(state, error)
             away.add(asks[0].partition.index)
         return founds, away
-    # What is of one partition stays together, so that a chunk asks as few servers as it can.
-    for chunk in chunks(sorted(asks, key=lambda wanted: wanted.partition.index)):
+    for chunk in together(asks):
         asked: list[tuple[Word, list[Ask]]] = []
         for part, group in by_partition(chunk):
             if part.index not in away:
@@ -252,23 +252,17 @@ def _compute_mine(
 ) -> Program[None]:
     """Compute what this call leads and holds the leases of; what it serves, or fails at, leaves *mine*."""
     grants: dict[bytes, Grant] = {}
-    refused: set[bytes] = set()
     asked: list[Ask] = []
-    for part, group in by_partition([wanted for wanted, _ in mine.values()]):
-        if part.index not in away:
-            try:
-                refused |= yield from _lease_group(state, part, group, mine, founds, served, grants, asked)
-                continue
-            except GeneratorExit:
-                raise
-            except BackendUnavailable as error:
-                if state.strict:
-                    yield from _release_all(state, [one for one in asked if one.digest in grants], grants)
-                failed(state, error)
-            except BaseException:  # cancelled: a lease that this call has not heard of may have been granted
-                yield from _release_all(state, asked, grants)
-                raise
-        refused.update(wanted.digest for wanted in group)
+    try:
+        refused = yield from _lease_all(state, mine, founds, served, grants, asked, away)
+    except GeneratorExit:
+        raise
+    except BackendUnavailable:  # the cache is strict
+        yield from _release_all(state, [one for one in asked if one.digest in grants], grants)
+        raise
+    except BaseException:  # cancelled: a lease that this call has not heard of may have been granted
+        yield from _release_all(state, asked, grants)
+        raise
     turn = [
         wanted
         for wanted, _ in mine.values()
@@ -316,56 +310,75 @@ def _release_all(state: State, asks: list[Ask], grants: dict[bytes, Grant]) -> P
             yield from release_by_token(state, wanted)
 
 
-def _lease_group(
+def _lease_all(
     state: State,
-    part: Partition,
-    group: list[Ask],
     mine: dict[bytes, tuple[Ask, Flight]],
     founds: dict[bytes, Found],
     served: dict[bytes, AnyServed],
     grants: dict[bytes, Grant],
     asked: list[Ask],
+    away: set[int],
 ) -> Program[set[bytes]]:
     """Fill *grants*, take out of *mine* what somebody stored meanwhile; return what Redis refused a lease for."""
     refused: set[bytes] = set()
-    for chunk in chunks(group):
-        word = part.word or (yield from connect(state, part))
-        names = part.names
-        calls = tuple(
-            (
-                (names.c, names.e + word.prefix + wanted.digest, names.k + wanted.digest, names.f),
-                (
-                    word.generation,
-                    b"%d-%b" % (word.sequence, wanted.token),
-                    wanted.policy.lease_ms,
-                    _seen(founds, wanted),
-                    b"*" if wanted.refreshes else b"",
-                ),
-            )
-            for wanted in chunk
-        )
-        asked += chunk
-        answers: list[Leased | BackendUnavailable] = yield from invoke_many(LEASE, part.index, calls)
-        for wanted, leased in zip(chunk, answers, strict=True):
+    for chunk in together([wanted for wanted, _ in mine.values()]):
+        under: list[tuple[Word, Ask]] = []
+        for part, group in by_partition(chunk):
+            word = None
+            if part.index not in away:
+                try:
+                    word = part.word or (yield from connect(state, part))
+                except BackendUnavailable as error:
+                    failed(state, error)
+            if word is None:
+                refused.update(wanted.digest for wanted in group)
+            else:
+                under += [(word, wanted) for wanted in group]
+        asked += [wanted for _, wanted in under]
+        calls = [_lease_call(word, wanted, founds) for word, wanted in under]
+        answers: list[Leased | BackendUnavailable] = yield from invoke_many(LEASE, calls)
+        for (word, wanted), leased in zip(under, answers, strict=True):
             if isinstance(leased, BackendUnavailable):
-                yield from shed(state, wanted, leased)
-                failed(state, leased)
                 refused.add(wanted.digest)
-                continue
-            if leased.code == GRANTED:
-                under = parse_word(leased.word) or word
-                grants[wanted.digest] = Grant(under, leased.fence, b"%d-%b" % (word.sequence, wanted.token))
+            elif leased.code == GRANTED:
+                current = parse_word(leased.word) or word
+                grants[wanted.digest] = Grant(current, leased.fence, b"%d-%b" % (word.sequence, wanted.token))
             elif leased.code == FOUND and not wanted.read:
                 refused.add(wanted.digest)  # stored meanwhile: this caller wants an answer of its own
             elif leased.code == FOUND:
-                under = parse_word(leased.word) or word
-                found = yield from judge(state, wanted, under, leased.entry, leased.now_ms)
+                current = parse_word(leased.word) or word
+                found = yield from judge(state, wanted, current, leased.entry, leased.now_ms)
                 if found is not None and found.freshness in {Freshness.FRESH, Freshness.EARLY}:
                     _, flight = mine.pop(wanted.digest)
                     state.flights.land(flight, found.landed())
                     state.counters.add("coalesced")
                     served[wanted.digest] = found.served(Source.COALESCED)
+        yield from _note_failures(state, [wanted for _, wanted in under], answers)
     return refused
+
+
+def _lease_call(word: Word, wanted: Ask, founds: dict[bytes, Found]) -> ScriptCall:
+    part, names = wanted.partition, wanted.partition.names
+    found = founds.get(wanted.digest)
+    keys = (names.c, names.e + word.prefix + wanted.digest, names.k + wanted.digest, names.f)
+    args: tuple[Arg, ...] = (
+        word.generation,
+        b"%d-%b" % (word.sequence, wanted.token),
+        wanted.policy.lease_ms,
+        found.seen if found else b"",
+        b"*" if wanted.refreshes else b"",
+    )
+    return part.index, keys, args
+
+
+def _note_failures(state: State, asks: Sequence[Ask], answers: Sequence[object]) -> Program[None]:
+    """Count what has failed, once for all calls that failed together; a strict cache raises it."""
+    noted: set[int] = set()
+    for wanted, error in zip(asks, answers, strict=True):
+        if isinstance(error, BackendUnavailable) and id(error) not in noted:
+            noted.add(id(error))
+            yield from shed(state, wanted, error)
+            failed(state, error)
 
 
 def _keep_many(
@@ -382,65 +395,68 @@ def _keep_many(
             ready[wanted.digest] = encoded
         else:
             yield from release(state, wanted, grants.get(wanted.digest), "")
-    storable = [wanted for wanted, _ in answers if wanted.digest in ready]
-    for part, group in by_partition(storable):
-        for chunk in chunks(group):
-            to_store = [(wanted, ready[wanted.digest], grants[wanted.digest]) for wanted in chunk]
-            codes = yield from _store_chunk(state, part, to_store)
-            for (wanted, encoded, grant), code in zip(to_store, codes, strict=True):
-                if code in {STORED, REPLACED}:
-                    landed[wanted.digest] = landing(wanted, None, encoded, grant, stored=True)
+    for chunk in together([wanted for wanted, _ in answers if wanted.digest in ready]):
+        to_store = [(wanted, ready[wanted.digest], grants[wanted.digest]) for wanted in chunk]
+        codes = yield from _store_chunk(state, to_store)
+        for (wanted, encoded, grant), code in zip(to_store, codes, strict=True):
+            if code in {STORED, REPLACED}:
+                landed[wanted.digest] = landing(wanted, None, encoded, grant, stored=True)
     return landed
 
 
 def store_many(state: State, asks: Sequence[Ask], values: Sequence[Any]) -> Program[list[bool]]:
-    """Store a value for each request, without leases; return which were stored.  One round trip a partition."""
+    """Store a value for each request, without leases; return which were stored.  One round trip a server."""
     stored = [False] * len(asks)
-    ready: list[tuple[Ask, Encoded]] = []
+    ready: dict[int, Encoded] = {}
     for wanted, value in zip(asks, values, strict=True):
         if wanted.write:
             encoded = yield from encode_for_store(state, value, 0)
             if encoded is not None:
-                ready.append((wanted, encoded))
-    encodings = {wanted.index: encoded for wanted, encoded in ready}
-    for part, group in by_partition(wanted for wanted, _ in ready):
-        for chunk in chunks(group):
-            codes = yield from _store_chunk(
-                state, part, [(wanted, encodings[wanted.index], None) for wanted in chunk]
-            )
-            for wanted, code in zip(chunk, codes, strict=True):
-                stored[wanted.index] = code in {STORED, REPLACED}
+                ready[wanted.index] = encoded
+    for chunk in together([wanted for wanted in asks if wanted.index in ready]):
+        codes = yield from _store_chunk(state, [(wanted, ready[wanted.index], None) for wanted in chunk])
+        for wanted, code in zip(chunk, codes, strict=True):
+            stored[wanted.index] = code in {STORED, REPLACED}
     return stored
 
 
 def _store_chunk(
-    state: State, part: Partition, chunk: Sequence[tuple[Ask, Encoded, Grant | None]]
+    state: State, chunk: Sequence[tuple[Ask, Encoded, Grant | None]]
 ) -> Program[list[int | None]]:
-    """Store in one round trip; return the code of each, None where Redis did not answer."""
-    try:
-        word = part.word or (yield from connect(state, part))
-        calls = []
-        for wanted, encoded, grant in chunk:
-            victims = part.take_victims(PEEK)
-            calls.append(store_call(state, wanted, grant.word if grant else word, encoded, grant, victims))
-        answers: list[Stored | BackendUnavailable] = yield from invoke_many(STORE, part.index, tuple(calls))
-        state.drop_near(wanted.digest for wanted, _, _ in chunk)
-    except BackendUnavailable as error:
-        failed(state, error)
-        return [None] * len(chunk)
-    codes: list[int | None] = []
-    for number, ((wanted, encoded, grant), stored) in enumerate(zip(chunk, answers, strict=True)):
+    """Store in one round trip for each server; return the code of each, None where Redis did not answer."""
+    codes: list[int | None] = [None] * len(chunk)
+    places: list[int] = []
+    calls: list[ScriptCall] = []
+    away: set[int] = set()
+    for place, (wanted, encoded, grant) in enumerate(chunk):
+        part = wanted.partition
+        if part.index in away:
+            continue
+        try:
+            word = grant.word if grant else part.word or (yield from connect(state, part))
+        except BackendUnavailable as error:
+            failed(state, error)
+            away.add(part.index)
+            continue
+        keys, args = store_call(state, wanted, word, encoded, grant, part.take_victims(PEEK))
+        places.append(place)
+        calls.append((part.index, keys, args))
+    answers: list[Stored | BackendUnavailable] = yield from invoke_many(STORE, calls)
+    asked = [chunk[place][0] for place in places]
+    state.drop_near(wanted.digest for wanted in asked)
+    last = {wanted.partition.index: wanted for wanted in asked}
+    for place, wanted, stored in zip(places, asked, answers, strict=True):
+        _, encoded, grant = chunk[place]
         if isinstance(stored, BackendUnavailable):
-            failed(state, stored)
-            yield from shed(state, wanted, stored)
-            codes.append(None)
-        elif stored.code == MOVED and grant is None:
-            codes.append((yield from _write_anew(state, wanted, encoded)))
-        else:
-            # Only the last reply's victims are still the least recently used, and only it says what is over now.
-            last = number == len(chunk) - 1
-            yield from settle(state, part, stored if last else stored._replace(over=0, victims=[]))
-            codes.append(stored.code)
+            continue
+        if stored.code == MOVED and grant is None:
+            codes[place] = yield from _write_anew(state, wanted, encoded)
+            continue
+        # Only the last reply's victims are still the least recently used, and only it says what is over now.
+        is_last = last[wanted.partition.index] is wanted
+        yield from settle(state, wanted.partition, stored if is_last else stored._replace(over=0, victims=[]))
+        codes[place] = stored.code
+    yield from _note_failures(state, asked, answers)
     return codes
 
 
@@ -452,8 +468,3 @@ def _write_anew(state: State, wanted: Ask, encoded: Encoded) -> Program[int | No
     except BackendUnavailable as error:
         failed(state, error)
         return None
-
-
-def _seen(founds: dict[bytes, Found], wanted: Ask) -> bytes:
-    found = founds.get(wanted.digest)
-    return found.seen if found else b""

@@ -211,6 +211,11 @@ def by_partition(asks: Iterable[Ask]) -> list[tuple[Partition, list[Ask]]]:
     return list(groups.values())
 
 
+def together(asks: Sequence[Ask]) -> Iterator[list[Ask]]:
+    """Return *asks* in lists of at most what one round trip takes, each of as few partitions as can be."""
+    return chunks(sorted(asks, key=lambda wanted: wanted.partition.index))
+
+
 def chunks(items: Sequence[T], size: int = AT_ONCE) -> Iterator[list[T]]:
     """Return *items* in lists of at most *size*, so many as one round trip takes."""
     for start in range(0, len(items), size):

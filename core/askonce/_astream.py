@@ -176,13 +176,20 @@ class _Elsewhere:
         namespace, wanted, count = self._driver._namespace, self._wanted, 0
         relay = namespace.state.relays.of(wanted.digest, self._elsewhere.fence)
         while True:
-            for recorded in relay.chunks[count:]:
-                count += 1
+            while count < len(relay.chunks):
+                if relay.lags(time.monotonic()):
+                    try:
+                        await self._driver._run(
+                            programs.read_ahead(namespace.state, wanted, self._elsewhere, relay), self._call
+                        )
+                    finally:
+                        relay.give()
+                recorded, count = relay.chunks[count], count + 1
                 for chunk in self._passed.take(recorded):
                     yield chunk
             if relay.ended and count == len(relay.chunks):
                 break
-            turn = relay.turn(count)
+            turn = relay.turn(count, time.monotonic())
             if turn is None:
                 try:
                     outcome = await self._driver._run(

@@ -119,12 +119,17 @@ def _follow_elsewhere(
     """Yield what the leader elsewhere publishes; return None at the end, or what to go on with."""
     relay, count = driver._namespace.state.relays.of(wanted.digest, elsewhere.fence), 0
     while True:
-        for chunk in relay.chunks[count:]:
-            count += 1
+        while count < len(relay.chunks):
+            if relay.lags(time.monotonic()):
+                try:
+                    driver._run(programs.read_ahead(driver._namespace.state, wanted, elsewhere, relay), call)
+                finally:
+                    relay.give()
+            chunk, count = relay.chunks[count], count + 1
             yield from passed.take(chunk)
         if relay.ended and count == len(relay.chunks):
             break
-        turn = relay.turn(count)
+        turn = relay.turn(count, time.monotonic())
         if turn is None:
             try:
                 outcome = driver._run(programs.pull(driver._namespace.state, wanted, elsewhere, relay), call)

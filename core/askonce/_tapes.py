@@ -11,7 +11,12 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from threading import RLock
+from typing import Final
 from weakref import WeakValueDictionary
+
+#: Seconds after which a consumer who has chunks to go on with reads what was published meanwhile all the same: it
+#: goes some time after the stream's end, and consumers may take theirs.
+READ_AHEAD_S: Final = 1.0
 
 
 class Tape:
@@ -97,26 +102,41 @@ class Relay(Tape):
     the others depend on for longer than one read.
     """
 
-    __slots__ = ("_reading", "stored")
+    __slots__ = ("_read", "_reading", "stored")
 
     def __init__(self) -> None:
         super().__init__()
         self._reading = False
+        self._read = 0.0
         #: The whole stream, if it was stored before all of it was read chunk by chunk.
         self.stored: list[bytes] | None = None
 
-    def turn(self, count: int) -> Future[None] | None:
-        """Return None if the caller is to read now, and then to call ``give``; else what is done when to look again."""
+    def turn(self, count: int, now: float) -> Future[None] | None:
+        """
+        Return None if the caller is to read now, and then to call ``give``; else what is done when to look again.
+
+        *now*: of a clock that counts seconds.
+        """
         waiting: Future[None] = Future()
         with self._lock:
             if len(self.chunks) <= count and not self.ended:
                 if not self._reading:
-                    self._reading = True
+                    self._reading, self._read = True, now
                     return None
                 self._waiting.append(waiting)
                 return waiting
         waiting.set_result(None)
         return waiting
+
+    def lags(self, now: float) -> bool:
+        """Return whether the caller is to read ahead now, and then to call ``give``: nobody has read for a while."""
+        if now - self._read < READ_AHEAD_S or self.ended:  # most of the time
+            return False
+        with self._lock:
+            if self._reading or self.ended:
+                return False
+            self._reading, self._read = True, now
+            return True
 
     def give(self) -> None:
         """Let another one read."""

@@ -30,6 +30,7 @@ from askonce import (
     Source,
     StreamBroken,
     Uncacheable,
+    _tapes,
     control,
     scripts,
 )
@@ -99,6 +100,11 @@ PLACES = pytest.mark.parametrize(
 def digest_of(party, request="q"):
     """Return the digest under which the stream of *request* is kept."""
     return party.cache.explain(request).fingerprint.encode()
+
+
+def published(raw, names):
+    """Return the keys of the chunks that are published."""
+    return [key for key in raw.scan_iter(names.r + b"*") if raw.type(key) == b"list"]
 
 
 def entries(raw, names):
@@ -371,6 +377,47 @@ def test_who_joins_late_is_given_all_from_the_first_chunk_on(join):
     producer.open()
 
     assert leading.take() == following.take() == list(producer.chunks)
+
+
+@PLACES
+def test_a_consumer_may_take_its_time(join, raw, names, monkeypatch):
+    """It has chunks to go on with while the stream ends; later what was published is gone, and the rest is there."""
+    monkeypatch.setattr(_tapes, "READ_AHEAD_S", 0.0)
+    leader, follower = join()
+    chunks = [{"text": word} for word in WORDS]
+    whole = {"text": "".join(WORDS)}
+    producer = Producer(*chunks, let=2)
+    leading = leader.read("q", producer, fold=lambda _: whole)
+    leading.take(2)
+    if not join.here:
+        until(lambda: any(raw.llen(key) == 2 for key in published(raw, names)))
+    following = follower.read("q", Producer("never"), fold=lambda _: whole)
+    assert following.take(1) == chunks[:1]
+    producer.open()
+    assert leading.take() == chunks
+    assert following.take(1) == chunks[:2]
+    for key in published(raw, names):
+        raw.delete(key)
+
+    assert following.take() == chunks
+    nothing_left(leader, follower)
+
+
+@pytest.mark.parametrize("followed", [True, False])
+def test_what_was_published_stays_for_those_who_follow(party, raw, names, followed):
+    """A minute behind the end, and a few seconds if there is nobody."""
+    leader, follower = party("threads"), party("asyncio")
+    producer = Producer(*WORDS, let=1)
+    leading = leader.read("q", producer)
+    leading.take(1)
+    until(lambda: published(raw, names))
+    (key,) = published(raw, names)
+    if followed:
+        assert follower.read("q", Producer("never")).take(1) == list(WORDS[:1])
+    producer.open()
+    leading.take()
+
+    assert (5_000 < raw.pttl(key) <= 60_000) if followed else (0 < raw.pttl(key) <= 5_000)
 
 
 @PAIRS
@@ -2174,9 +2221,10 @@ def test_many_streams_leave_nothing_behind(party, raw, names):
     for one in (threads, other):
         assert one.namespace._orphans.empty()
         assert one.namespace.state.refresh_failures == {}
-    until(lambda: not raw.keys(names.k + b"*") and not raw.keys(names.r + b"*"), 10)
+    until(lambda: not raw.keys(names.k + b"*"), 10)
+    assert all(0 < raw.pttl(key) <= 60_000 for key in raw.keys(names.r + b"*"))  # for those who take their time
     assert set(raw.scan_iter(names.prefix + b"*")) <= {
-        names.l, names.x, names.c, names.f, names.s, *entries(raw, names),
+        names.l, names.x, names.c, names.f, names.s, *entries(raw, names), *raw.keys(names.r + b"*"),
     }  # fmt: skip
     books = Auditor(raw, "test").books()
     assert (books.counted, books.only_x, books.only_l, books.in_x) == (

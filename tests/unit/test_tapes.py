@@ -164,24 +164,42 @@ def test_an_ended_tape_is_read_to_its_last_chunk(count):
 def test_one_reads_and_the_others_wait_for_it():
     """Who comes while somebody reads is woken by a chunk, and by the end of that turn."""
     relay = Relay()
-    assert relay.turn(0) is None
-    waiting, other = relay.turn(0), relay.turn(0)
+    assert relay.turn(0, 100.0) is None
+    waiting, other = relay.turn(0, 100.0), relay.turn(0, 100.0)
     assert not waiting.done()
     relay.append(b"a")
     assert waiting.done()
     assert other.done()
-    assert relay.turn(0).done()
-    late = relay.turn(1)
+    assert relay.turn(0, 100.0).done()
+    late = relay.turn(1, 100.0)
     relay.give()
     assert late.done()
-    assert relay.turn(1) is None
+    assert relay.turn(1, 100.0) is None
+
+
+def test_who_takes_its_time_reads_ahead_now_and_then():
+    """A second after the last read of anybody, one at a time, and never behind the end."""
+    relay = Relay()
+    assert relay.turn(0, 100.0) is None
+    assert not relay.lags(200.0)  # somebody is reading
+    relay.append(b"a")
+    relay.give()
+    assert not relay.lags(100.9)
+    assert relay.lags(101.0)
+    assert not relay.lags(200.0)
+    relay.give()
+    assert not relay.lags(101.9)
+    assert relay.lags(102.0)
+    relay.give()
+    relay.end(complete=True)
+    assert not relay.lags(200.0)
 
 
 def test_nobody_reads_on_what_has_ended():
     """There is nothing to wait for."""
     relay = Relay()
     relay.end(complete=True)
-    assert relay.turn(0).done()
+    assert relay.turn(0, 100.0).done()
 
 
 def test_a_relay_lives_as_long_as_somebody_follows_it():

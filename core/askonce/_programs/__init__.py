@@ -17,7 +17,7 @@ from .compute import get_or_compute
 from .find import lookup
 from .many import get_many, get_or_compute_many, store_many
 from .state import AT_ONCE, META, Ask, Partition, State, Word
-from .stream import Behind, Elsewhere, end, fallback, is_followed, pull, rest, take_up, tune_in
+from .stream import Behind, Elsewhere, end, fallback, is_followed, pull, read_ahead, rest, take_up, tune_in
 from .write import store
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "lookup",
     "publish_call",
     "pull",
+    "read_ahead",
     "rest",
     "store",
     "store_many",

@@ -26,8 +26,9 @@ from .write import Grant, release
 
 #: Behind the name of a stream's chunks: somebody in another process follows it.
 _FOLLOWED: Final = b":f"
-#: How long published chunks outlive their stream.
+#: How long published chunks outlive their stream: for those who are about to look, and for those who follow it.
 _LINGER_MS: Final = 5_000
+_LINGER_FOLLOWED_MS: Final = 60_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,12 +182,27 @@ def pull(
         return outcome or Held(wanted, None, None)
     if outcome.stored:
         relay.stored = outcome.chunks
-    else:
-        for chunk in outcome.chunks:
-            relay.append(chunk)
-    if outcome.last:
         relay.end(complete=True)
+    else:
+        _pass_on(relay, outcome)
     return None
+
+
+def read_ahead(state: State, wanted: Ask, elsewhere: Elsewhere, relay: Relay) -> Program[None]:
+    """Read what is published by now, for consumers who take their time with what they have."""
+    try:
+        published, _, _ = yield from _published(wanted, elsewhere, len(relay.chunks))
+    except BackendUnavailable:
+        state.counters.add("backend_errors")  # when the consumer has nothing left, it is tried again
+    else:
+        _pass_on(relay, published)
+
+
+def _pass_on(relay: Relay, published: Chunks) -> None:
+    for chunk in published.chunks:
+        relay.append(chunk)
+    if published.last:
+        relay.end(complete=True)
 
 
 def follow(
@@ -208,20 +224,14 @@ def follow(
 def _follow(
     state: State, wanted: Ask, elsewhere: Elsewhere, count: int
 ) -> Program[Chunks | Held | Flight | Elsewhere | None]:
-    part, left = wanted.partition, wanted.policy.max_wait_s
-    running = part.names.r + b"%b:%d" % (wanted.digest, elsewhere.fence)
-    lease = part.names.k + wanted.digest
-    following = ("SET", running + _FOLLOWED, b"", "PX", wanted.policy.lease_ms)
+    left = wanted.policy.max_wait_s
     while left > 0:
-        waiter = yield from listen(part.index, wanted.digest, chunks=True)
+        waiter = yield from listen(wanted.partition.index, wanted.digest, chunks=True)
         try:
-            chunks, holder, left_ms, _ = yield from ask(
-                part.index, ("LRANGE", running, count, -1), ("GET", lease), ("PTTL", lease), following
-            )
-            if chunks:
-                whole = chunks[-1] == END_MARK
-                return Chunks(chunks[:-1] if whole else chunks, last=whole)
-            if _fence_of(holder) == elsewhere.fence:  # under way, if of an older generation by now
+            published, fence, left_ms = yield from _published(wanted, elsewhere, count)
+            if published.chunks or published.last:
+                return published
+            if fence == elsewhere.fence:  # under way, if of an older generation by now
                 left -= yield from sleep(waiter, min(left, max(left_ms, 1) / 1000 + 0.001))
                 continue
             outcome = yield from take_lease(state, wanted, b"", b"%d" % elsewhere.fence)
@@ -230,6 +240,21 @@ def _follow(
             waiter.close()
     state.counters.add_reason("bypassed", "max_wait")
     return None
+
+
+def _published(wanted: Ask, elsewhere: Elsewhere, count: int) -> Program[tuple[Chunks, int, int]]:
+    """Return the chunks after the first *count*, the fence of who leads now, and how long its lease lasts, in ms."""
+    names = wanted.partition.names
+    running, lease = names.r + b"%b:%d" % (wanted.digest, elsewhere.fence), names.k + wanted.digest
+    chunks, holder, left_ms, _ = yield from ask(
+        wanted.partition.index,
+        ("LRANGE", running, count, -1),
+        ("GET", lease),
+        ("PTTL", lease),
+        ("SET", running + _FOLLOWED, b"", "PX", wanted.policy.lease_ms),
+    )
+    whole = bool(chunks) and chunks[-1] == END_MARK
+    return Chunks(chunks[:-1] if whole else chunks, last=whole), _fence_of(holder), left_ms
 
 
 def _fence_of(holder: bytes | None) -> int:
@@ -275,8 +300,12 @@ def end(
     if held.grant is not None:
         part = held.wanted.partition
         running = part.names.r + b"%b:%d" % (held.wanted.digest, held.grant.fence)
-        try:  # those who follow elsewhere have a moment to read the rest of it
-            yield from ask(part.index, ("PEXPIRE", running, _LINGER_MS))
+        try:  # those who follow elsewhere have a while to read the rest of it
+            _, followed = yield from ask(
+                part.index, ("PEXPIRE", running, _LINGER_MS), ("EXISTS", running + _FOLLOWED)
+            )
+            if followed:
+                yield from ask(part.index, ("PEXPIRE", running, _LINGER_FOLLOWED_MS))
         except BackendUnavailable:
             state.counters.add("backend_errors")  # it expires with the lease
     return stored

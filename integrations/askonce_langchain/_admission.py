@@ -8,7 +8,7 @@ together.  The rules read what the providers report, each in its own words.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
@@ -76,16 +76,14 @@ def _ended_badly(report: Mapping[str, Any] | None) -> str | None:
     if not report:
         return None
     for name in _REPORTED_AS:
-        if why := _judge(report.get(name)):
+        if (reason := report.get(name)) is not None and (why := _meaning(str(reason))):
             return why
-    if str(report.get("status") or "completed").lower() == "completed":
+    status = report.get("status")
+    if not status or str(status).lower() == "completed":
         return None
     details = report.get("incomplete_details")
-    return _judge(details.get("reason") if isinstance(details, Mapping) else None) or "incomplete"
-
-
-def _judge(reason: object) -> str | None:
-    return None if reason is None else _meaning(str(reason))
+    reason = details.get("reason") if isinstance(details, Mapping) else None
+    return _meaning(str(reason or "")) or "incomplete"
 
 
 @lru_cache(maxsize=128)  # the same few words at each answer
@@ -105,10 +103,10 @@ def _says_something(message: BaseMessage) -> bool:
     return any(value for name, value in message.additional_kwargs.items() if name not in _NO_ANSWER)
 
 
-def _blocks(message: BaseMessage) -> Iterator[Mapping[str, Any]]:
-    if isinstance(message.content, list):
-        for block in message.content:
-            yield {"type": "text", "text": block} if isinstance(block, str) else block
+def _blocks(message: BaseMessage) -> Sequence[Mapping[str, Any]]:
+    if not isinstance(message.content, list):
+        return ()
+    return [{"type": "text", "text": block} if isinstance(block, str) else block for block in message.content]
 
 
 def _is_answer(block: Mapping[str, Any]) -> bool:

@@ -31,6 +31,8 @@ _GENERATIONS: Final[dict[str, type[Generation]]] = {
 _MESSAGES: Final[dict[str, type[BaseMessage]]] = {
     cls.__name__: cls for cls in (AIMessage, AIMessageChunk, ChatMessage)
 }
+_OF_GENERATIONS: Final[dict[type, str]] = {cls: name for name, cls in _GENERATIONS.items()}
+_OF_MESSAGES: Final[dict[type, str]] = {cls: name for name, cls in _MESSAGES.items()}
 
 _NO_USAGE: Final = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
 _NOT_WRITTEN: Final = frozenset({"id", "type"})
@@ -144,25 +146,17 @@ def _listed(rows: list[Any]) -> list[Any]:
 
 
 def _row(generation: Generation, *, whole: bool = True) -> _Row:
-    kind = type(generation)
-    if _GENERATIONS.get(kind.__name__) is not kind:
-        raise Uncacheable(f"answer: {kind.__qualname__} is no class of generations known here")
-    if isinstance(generation, ChatGeneration):
-        message = generation.message
-        return (
-            kind.__name__,
-            _message_class(message),
-            _fields(message, whole=whole),
-            generation.generation_info,
-        )
-    return kind.__name__, None, generation.text, generation.generation_info
+    name = _name(generation, _OF_GENERATIONS)
+    if not isinstance(generation, ChatGeneration):
+        return name, None, generation.text, generation.generation_info
+    message = generation.message
+    return name, _name(message, _OF_MESSAGES), _fields(message, whole=whole), generation.generation_info
 
 
-def _message_class(message: BaseMessage) -> str:
-    kind = type(message)
-    if _MESSAGES.get(kind.__name__) is not kind:
-        raise Uncacheable(f"answer: {kind.__qualname__} is no class of messages known here")
-    return kind.__name__
+def _name(written: object, names: Mapping[type, str]) -> str:
+    if (name := names.get(type(written))) is None:
+        raise Uncacheable(f"answer: {type(written).__qualname__} is no class known here")
+    return name
 
 
 def _fields(message: BaseMessage, *, whole: bool) -> dict[str, Any]:

@@ -72,11 +72,11 @@ class _Blank(Generic[Model]):
 
     def made(self, fields: Mapping[str, object]) -> Model:
         """Return a new object with *fields*, which are of the right types."""
-        state = self._state.copy()
+        state = {**self._state, **fields}
         for name, kind in self._own:
-            state[name] = kind()
-        state.update(fields)
-        made = self._kind.__new__(self._kind)
+            if name not in fields:
+                state[name] = kind()
+        made = object.__new__(self._kind)
         put = object.__setattr__
         put(made, "__dict__", state)
         put(made, "__pydantic_fields_set__", set(fields))

@@ -22,6 +22,7 @@ def user(server, url):
                 "reset",
                 "on",
                 ">secret",
+                "resetchannels",  # as in the contract's
                 "~ao:*",
                 "&ao:*",
                 *(f"+{one}" for one in commands),

@@ -366,6 +366,24 @@ def test_a_function_is_called_once_under_out_of_memory(own_server, make_driver):
     assert batch.calls == [list("abcdef")]
 
 
+def test_who_waits_for_a_batch_that_redis_has_no_room_for_computes_at_once(own_server, make_driver):
+    """What cannot be stored gives its lease back: who waits elsewhere does not wait for its end."""
+    server = own_server("--maxmemory-policy", "noeviction")
+    leader, follower = (make_driver(server.url, policy=Policy(lease=60)) for _ in range(2))
+    gate = Gate(["v a", "v b"])
+    leading = leader.start("get_or_compute_many", ["a", "b"], lambda _: gate())
+    gate.wait()
+    following = follower.start("serve", "b", lambda: "its own")
+    until(lambda: registered(follower.cache._namespace))
+    with redis.Redis.from_url(server.url) as client:
+        client.config_set("maxmemory", 1)
+
+    gate.open()
+
+    assert leading.result(20) == ["v a", "v b"]
+    assert following.result(20).value == "its own"
+
+
 def test_a_batch_without_redis_is_one_call(make_driver):
     """Nothing is cached, and still nothing is computed twice."""
     driver = make_driver("redis://127.0.0.1:1/0")

@@ -19,7 +19,7 @@ from .._effects import (
     invoke_many,
 )
 from .._flights import Flight, Landed
-from ..errors import BackendUnavailable, LeaderFailed, NotCached
+from ..errors import BackendUnavailable, LeaderFailed, Moved, NotCached, OutOfMemory
 from ..policy import Freshness
 from ..scripts import FOUND, GRANTED, LEASE, MOVED, REPLACED, STORE, STORED, Arg, Leased, Stored
 from ..served import AnyServed, Served, Source
@@ -448,6 +448,10 @@ def _store_chunk(
     for place, wanted, stored in zip(places, asked, answers, strict=True):
         _, encoded, grant = chunk[place]
         if isinstance(stored, BackendUnavailable):
+            if isinstance(
+                stored, OutOfMemory | Moved
+            ):  # it answers: those who wait need not wait for the end
+                yield from release(state, wanted, grant, "")
             continue
         if stored.code == MOVED and grant is None:
             codes[place] = yield from _write_anew(state, wanted, encoded)

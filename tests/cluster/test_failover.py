@@ -186,6 +186,34 @@ def test_who_waits_for_another_process_does_not_wait_for_a_slot_that_moved(serve
         leader.invalidate("q")
 
 
+@pytest.mark.parametrize("error", [None, KeyError("quota")], ids=["stored", "failed"])
+def test_where_channels_have_no_slots_the_leader_wakes_who_waits_for_one_that_moved(
+    server, url, drivers, error
+):
+    """As on Redis 6.2, where the server says nothing: who waits does not wait for the end of the lease."""
+    for client in server.clients:
+        client.execute_command("ACL SETUSER", "plain", "reset", "on", ">it", "~*", "&*", "+@all", "-pubsub")
+    try:
+        at = url.replace("://", "://plain:it@")
+        (leader, _), followers = (drivers(at, deadline=2.0, policy=Policy(lease=60)) for _ in range(2))
+        for follower in followers:
+            slot = partition_slot("test", TAGS[leader.explain("q").partition])
+            until(lambda follower=follower: follower.stats().fleet and leader.stats().fleet)
+            gate = Gate("the leader's", error)
+            leading = leader.start("serve", "q", gate)
+            gate.wait()
+            following = follower.start("serve", "q", lambda: "its own")
+            until(lambda follower=follower: registered(follower.cache._namespace))
+            server.move(slot)
+            gate.open()
+            assert following.result(20).value in {"its own", "the leader's"}
+            assert isinstance(leading.exception(20), KeyError) if error else leading.result(20)
+            until(lambda: leader.store("q", "to be removed") and leader.invalidate("q"))
+    finally:
+        for client in server.clients:
+            client.acl_deluser("plain")
+
+
 def test_a_part_of_a_cluster_is_away(own_cluster, drivers):
     """The rest is served, invalidated and counted; what could not be told is said, and made good when it is back."""
     cluster = own_cluster("--cluster-require-full-coverage", "no", "--cluster-node-timeout", "60000")

@@ -22,12 +22,13 @@ from askonce._effects import (
     Renewal,
     Sleep,
 )
+from askonce._effects import Ask as AskRedis
 from askonce._flights import Landed
 from askonce._programs import get_or_compute
 from askonce._programs.state import parse_word
 from askonce.entry import Corrupt
 from askonce.entry import encode as encode_entry
-from askonce.errors import OutOfMemory
+from askonce.errors import Moved, OutOfMemory
 from askonce.keys import tag_hash
 from askonce.scripts import (
     BUMP,
@@ -703,6 +704,20 @@ def test_a_store_that_redis_has_refused_gives_the_lease_back(state):
 
     assert run(get_or_compute(state, make_ask(state)), respond).value == "new"
     assert asked == ["lease", "store", "release"]
+
+
+@pytest.mark.parametrize(("publish", "tells"), [(b"PUBLISH", True), (b"SPUBLISH", False)])
+def test_who_waits_for_a_slot_that_moved_is_woken(state, publish, tells):
+    """By any node, where channels belong to no slot (Redis 6.2); a channel of a slot ends by itself."""
+    state.partitions[0].publish = publish
+    program = Player(get_or_compute(state, make_ask(state)))
+    program.play(
+        MISS, (LEASE, granted()), (LEASED, computed("new")), (STORE, Moved("slot")), (RELEASE, Moved("slot"))
+    )
+
+    if tells:
+        program.play((AskRedis(0, ((publish, state.partitions[0].names.w, b"d" + DIGEST),)), [1]))
+    assert program.end().value == "new"
 
 
 def test_a_store_whose_upkeep_failed_is_a_store(state):

@@ -8,7 +8,7 @@ from typing import Any, Final
 from .._effects import Encoded, Program, Renewal, ask, detach, encode, invoke
 from .._flights import Landed
 from ..entry import LABELLED, OVERHEAD, TAGGED, label_block, tag_block
-from ..errors import BackendUnavailable, OutOfMemory, Uncacheable
+from ..errors import BackendUnavailable, Moved, OutOfMemory, Uncacheable
 from ..policy import Refused
 from ..scripts import FENCED_OFF, HEAL, MOVED, RELEASE, REPLACED, STORE, STORED, TOO_LARGE, TRIM, Arg, Stored
 from .find import connect, failed
@@ -309,6 +309,21 @@ def _release(state: State, wanted: Ask, holder: bytes, tombstone_ms: int, text: 
         yield from invoke(
             RELEASE, part.index, keys, holder, tombstone_ms, text, part.publish, b"d" + wanted.digest
         )
+    except BackendUnavailable as error:
+        state.counters.add("backend_errors")
+        if isinstance(error, Moved) and part.publish == b"PUBLISH":
+            yield from _wake_all(state, wanted)
+
+
+def _wake_all(state: State, wanted: Ask) -> Program[None]:
+    """
+    Tell who waits that the slot is another node's, where channels belong to none (Redis 6.2): any node tells all.
+
+    A channel of a slot says so itself.
+    """
+    part = wanted.partition
+    try:
+        yield from ask(part.index, (part.publish, part.names.w, b"d" + wanted.digest))
     except BackendUnavailable:
         state.counters.add("backend_errors")
 

@@ -307,10 +307,11 @@ class Cache(View):
         refresh: bool = False,
     ) -> AnyServed | Lease:
         """
-        Return what is stored for *request*, or a Lease: the caller computes, and ends with finish or abandon.
+        Return what is stored for *request*, or a Lease: the caller computes, and ends with finish, fail or abandon.
 
-        ``usable(value)`` may refuse what is stored.  ``share_errors``: an error given to ``abandon`` is raised by those
-        who wait.  ``refresh``: serve nothing that is stored.  A thread that holds an unfinished lease never waits.
+        ``usable(value)`` may refuse what is stored.  ``share_errors``: an error given to ``fail`` or ``abandon`` is
+        raised by those who wait for it, unless something stored may stand in.  ``refresh``: serve nothing that is stored.
+        A thread that holds an unfinished lease never waits.
         """
         control, fetched, owner = current(), None, threading.current_thread()
         digest = self._digest(request, control)
@@ -687,7 +688,7 @@ class Cache(View):
 
 class Lease:
     """
-    The right and the duty to compute one answer: ends with ``finish`` or ``abandon``.
+    The right and the duty to compute one answer: ends with ``finish``, ``fail`` or ``abandon``.
 
     As a context manager it abandons what was not finished, with the error if there is one.
     """
@@ -722,6 +723,16 @@ class Lease:
         """Give the lease back with nothing stored: those who wait raise *error*, or one of them computes."""
         if not self._end():
             self._cache._run(programs.abandon(self._cache._namespace.state, self._held, error), self._call)
+
+    def fail(self, error: Exception) -> AnyServed | None:
+        """
+        Do what ``abandon`` does; return what is stored and may stand in for the answer, or None: raise *error*.
+
+        That is what ``begin`` found past its freshness, within ``stale_if_error`` or ``stale_while_revalidate``.
+        """
+        if self._end():
+            return None
+        return self._cache._run(programs.fail(self._cache._namespace.state, self._held, error), self._call)
 
     def publish(self, chunk: object) -> None:
         """

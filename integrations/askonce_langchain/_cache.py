@@ -28,13 +28,12 @@ from askonce.served import AnyServed
 
 from . import _hooks
 from ._admission import refusal
-from ._calls import Call, Led, ModelCall, call_of_task, running
+from ._calls import Call, ModelCall, call_of_task, running
 from ._codec import GenerationsCodec, copied, mark
 from ._given import cache_of
 from ._keys import request
 from ._live import several_answers
 from ._shape import as_invoked
-from ._stale import ModelFailed, fail
 
 _CODEC: Final = GenerationsCodec()
 _log = logging.getLogger("askonce.langchain")
@@ -173,7 +172,7 @@ class AskonceCache(BaseCache):
                 hit = self._hit(outcome)
                 call.served = hit is not None
                 return hit
-            call.lead(prompt, asked, outcome)
+            call.lead(prompt, outcome)
             return None
         _check_the_miss()
         return None
@@ -189,7 +188,7 @@ class AskonceCache(BaseCache):
                 hit = self._hit(outcome)
                 call.served = hit is not None
                 return hit
-            call.lead(prompt, asked, outcome)
+            call.lead(prompt, outcome)
             return None
         _check_the_miss()
         return None
@@ -198,16 +197,13 @@ class AskonceCache(BaseCache):
         self, call: Call, error: Exception, prompts: Sequence[str] | None = None
     ) -> list[list[Generation]] | None:
         """Return what is stored for each of *prompts*, or all that *call* leads; None if *error* is to be raised."""
-        leads = self._failed(call, error, prompts)
-        call.end()
         found = []
-        for led in leads:
+        for lease in self._failed(call, error, prompts):
             hit = None
-            with Spared(self._cache.bypass), contextlib.suppress(ModelFailed, AskonceError), led.words:
-                # What ``get_or_compute`` would have done, but for the call, which was made already.
-                hit = self._hit(
-                    self._cache.serve(led.asked, fail, codec=call.codec, share_errors=False, max_wait=0)
-                )
+            # The model's own error is the one to be seen.
+            with contextlib.suppress(AskonceError), Spared(self._cache.bypass):
+                served = lease.fail(error) if isinstance(lease, Lease) else None
+                hit = None if served is None else self._hit(served)
             if hit is None:
                 return None
             found.append(hit)
@@ -218,31 +214,28 @@ class AskonceCache(BaseCache):
         self, call: Call, error: Exception, prompts: Sequence[str] | None = None
     ) -> list[list[Generation]] | None:
         """Do what ``_stale`` does."""
-        leads = self._failed(call, error, prompts)
-        await call.aend()
         found = []
-        for led in leads:
+        for lease in self._failed(call, error, prompts):
             hit = None
-            with Spared(self._cache.bypass), contextlib.suppress(ModelFailed, AskonceError), led.words:
-                hit = self._hit(
-                    await self._cache.aio.serve(
-                        led.asked, fail, codec=call.codec, share_errors=False, max_wait=0
-                    )
-                )
+            with Spared(self._cache.bypass):
+                served = await lease.fail(error) if isinstance(lease, AsyncLease) else None
+                hit = None if served is None else self._hit(served)
             if hit is None:
                 return None
             found.append(hit)
         call.served = bool(found)
         return found or None
 
-    def _failed(self, call: Call, error: Exception, prompts: Sequence[str] | None) -> list[Led]:
-        """Return what *call* leads of *prompts*, in their order; nothing if *error* is to be raised."""
+    def _failed(
+        self, call: Call, error: Exception, prompts: Sequence[str] | None
+    ) -> list[Lease | AsyncLease]:
+        """Return the leases that *call* has for *prompts*, in their order; none if *error* is to be raised."""
         if not self.stands_in or not call.may_stand_in(error):
             return []
         leads = call.leads()
         if prompts is not None and [led.prompt for led in leads] != list(prompts):
             return []  # not all of them went through the cache
-        return leads
+        return [led.lease for led in leads]
 
     def _finish(self, call: Call, prompt: str, llm_string: str, generations: Sequence[Generation]) -> None:
         """Store the answer that *call* computed, and serve those who wait for it."""

@@ -35,12 +35,10 @@ _AS_IT_IS: Final = contextlib.nullcontext()
 
 
 class Led(NamedTuple):
-    """A question that a call leads, as it is asked of the cache, and the lease by which it does."""
+    """A question that a call leads, and the lease by which it does."""
 
     prompt: str
-    asked: object
     lease: Lease | AsyncLease
-    words: contextlib.AbstractContextManager[None]
 
 
 class Call:
@@ -94,9 +92,9 @@ class Call:
         """The codec for the answer of this call."""
         return AdmittingCodec(self)
 
-    def lead(self, prompt: str, asked: object, lease: Lease | AsyncLease) -> None:
+    def lead(self, prompt: str, lease: Lease | AsyncLease) -> None:
         """Note that this call computes the answer to *prompt*; adapters below it stay out of the way."""
-        self._leads.append(Led(prompt, asked, lease, self.words()))
+        self._leads.append(Led(prompt, lease))
         call = ref(self)  # a context may outlive the call
         claim("llm", lambda: (one := call()) is not None and bool(one._leads))
 
@@ -158,9 +156,9 @@ class ModelCall(Call):
         """Note the run whose listeners are told of this call, if it comes to lead."""
         self._run = run
 
-    def lead(self, prompt: str, asked: object, lease: Lease | AsyncLease) -> None:
+    def lead(self, prompt: str, lease: Lease | AsyncLease) -> None:
         """Do what ``Call.lead`` does, and listen to the run from now on."""
-        super().lead(prompt, asked, lease)
+        super().lead(prompt, lease)
         self.listen(self._run)
 
     def listen(self, run: Any) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from types import MethodType
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.callbacks import manager as callbacks
@@ -22,15 +22,6 @@ from langchain_core.outputs import Generation, LLMResult
 from askonce import AskonceError
 
 _HELPERS: Final = frozenset({"_generate_helper", "_agenerate_helper"})
-
-
-class ModelFailed(Exception):
-    """Tells the core that the model has failed; the model's own exception stays with its caller."""
-
-
-def fail() -> NoReturn:
-    """Be the computation of a call whose model has failed."""
-    raise ModelFailed
 
 
 def is_of_the_model(error: Exception) -> bool:

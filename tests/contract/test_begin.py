@@ -39,15 +39,16 @@ def abandon(driver, lease, *args):
     call_on(driver, lease.abandon, *args)
 
 
-def waits(driver):
-    """Return once a caller of *driver* waits, for a flight of its process or for a message."""
+def waits(driver, callers=1):
+    """Return once *callers* of *driver* wait, for a flight of its process or for a message."""
     namespace = driver.cache._namespace
 
     def waiting():
         flights = list(namespace.state.flights._flights.values())
-        return registered(namespace) or any(
-            flight.future._done_callbacks or flight.future._condition._waiters for flight in flights
-        )
+        joined = [
+            len(flight.future._done_callbacks) + len(flight.future._condition._waiters) for flight in flights
+        ]
+        return registered(namespace) + sum(joined) >= callers
 
     until(waiting)
 
@@ -258,6 +259,86 @@ def test_a_block_abandons_what_it_has_not_finished(driver):
         following.result(10)
     call_on(driver, use, hold(driver, "q"), None, "answer")
     assert driver.lookup("q").value == "answer"
+
+
+# --- fail -------------------------------------------------------------------------------------------------------
+
+
+def fail(driver, lease, error):
+    """Fail with a lease of either colour."""
+    return call_on(driver, lease.fail, error)
+
+
+def test_the_last_good_answer_stands_in(make_driver, raw):
+    """Within stale_if_error ``fail`` returns it, and counts one miss and one stale answer, and asks nothing again."""
+    driver = make_driver(policy=Policy(ttl="1h", stale_if_error="1h"))
+    driver.store("q", {"answer": 1})
+    age(raw, driver.explain("q").key, 3700)
+    lease = hold(driver, "q")
+    assert is_lease(lease)
+
+    raw.delete(driver.explain("q").key)
+    served = fail(driver, lease, RuntimeError("quota"))
+
+    assert (served.value, served.source, served.ttl) == ({"answer": 1}, Source.STALE_IF_ERROR, 0.0)
+    assert 3700 <= served.age < 3800
+    stats = driver.stats()
+    assert (stats.misses, stats.stale_if_error, stats.hits, stats.stale) == (1, 1, 0, 0)
+    assert fail(driver, lease, RuntimeError("again")) is None  # it has ended
+
+
+@pytest.mark.parametrize("windows", [{}, {"stale_if_error": "1m"}], ids=["no window", "window over"])
+def test_nothing_stands_in_beyond_the_window(make_driver, raw, windows):
+    """None: the error is the caller's to raise, and the next one leads at once."""
+    driver = make_driver(policy=Policy(ttl="1h", **windows))
+    driver.store("q", "old")
+    age(raw, driver.explain("q").key, 3700)
+    lease = hold(driver, "q")
+
+    assert fail(driver, lease, RuntimeError("quota")) is None
+
+    assert driver.stats().stale_if_error == 0
+    lease = hold(driver, "q")
+    assert is_lease(lease)
+    abandon(driver, lease)
+
+
+@PLACES
+def test_a_failure_is_stood_in_for_wherever_it_is_waited_for(make_driver, raw, elsewhere):
+    """Those who wait with begin or get_or_compute are served the last good answer too, and none computes."""
+    policy = Policy(ttl="1h", stale_if_error="1h")
+    driver = make_driver(policy=policy)
+    other = make_driver(policy=policy) if elsewhere else driver
+    driver.store("q", "old")
+    age(raw, driver.explain("q").key, 3700)
+    lease = hold(driver, "q")
+    computed = []
+    waiting = [other.start("begin", "q"), other.start("serve", "q", lambda: computed.append(1))]
+    waits(other, callers=2)
+
+    assert fail(driver, lease, RuntimeError("quota")).value == "old"
+
+    for one in waiting:
+        assert (one.result(10).value, one.result().source) == ("old", Source.STALE_IF_ERROR)
+    assert computed == []
+
+
+def test_a_failed_revalidation_keeps_others_from_trying(make_driver, raw):
+    """Within stale_while_revalidate the stale answer is served to who failed, and for a while to all others."""
+    policy = Policy(ttl="1h", stale_while_revalidate="1h")
+    driver, other = make_driver(policy=policy), make_driver(policy=policy)
+    driver.store("q", "old")
+    failures = driver.cache._namespace.state.refresh_failures
+    failures[driver.explain("q").fingerprint.encode()] = 5  # after that many the while is half a minute
+    age(raw, driver.explain("q").key, 3700)
+    lease = hold(driver, "q")
+    assert is_lease(lease)
+
+    served = fail(driver, lease, RuntimeError("quota"))
+
+    assert (served.value, served.source) == ("old", Source.STALE)
+    assert other.begin("q").source is Source.STALE
+    assert driver.stats().refresh_errors == 1
 
 
 # --- usable, refresh, stale -------------------------------------------------------------------------------------

@@ -161,6 +161,7 @@ if isinstance(outcome, Lease):
     with outcome as lease:
         assert_type(lease, Lease)
         assert_type(lease.finish("an answer", ttl="1h", tags=["a"], cost=1.5), bool)
+        assert_type(lease.fail(ValueError("no")), Served[Any] | None)
         lease.abandon(ValueError("no"))
 else:
     assert_type(outcome.source, Source)
@@ -211,5 +212,6 @@ async def main(acache: AsyncCache) -> None:
         async with begun as held:
             assert_type(held, AsyncLease)
             assert_type(await held.finish("an answer"), bool)
+            assert_type(await held.fail(ValueError("no")), Served[Any] | None)
     async with acache as entered:
         assert_type(entered, AsyncCache)

@@ -8,7 +8,7 @@ import pytest
 
 from askonce import BackendUnavailable, LeaderFailed, NotCached, Policy, Refused, Served, Source
 from askonce._effects import TIMED_OUT, Decode, Detach, Encode, Fetch, Invoke, Join, Listen, Sleep
-from askonce._programs import Held, abandon, begin, finish, get_or_compute
+from askonce._programs import Held, abandon, begin, fail, finish, get_or_compute
 from askonce.entry import Corrupt
 from askonce.scripts import CONTROL, FENCED_OFF, LEASE, RELEASE, REPLACED, STORE
 
@@ -317,6 +317,26 @@ def test_only_if_cached_serves_a_stale_entry(state):
     assert len(state.flights) == 0
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_what_is_expired_stands_in_for_the_failure_of_another(state, elsewhere):
+    """Who waited for a computation that failed is served the last good answer, as one who computes is."""
+    found_expired = (Fetch, fetched(EXPIRED))
+    if elsewhere:
+        lines = [(LEASE, held(40)), (Listen, Registered()), (LEASE, failed("ValueError"))]
+        served = start(state, found_expired, *lines, policy=WINDOWS)
+    else:
+        first = holding(state)
+        second = Player(begin(state, make_ask(state, policy=WINDOWS), refresh=False))
+        second.play(found_expired, (Decode, "old"))
+        play(abandon(state, first, ValueError()), (RELEASE, True))
+        second.answer(first.flight.future.exception(0))
+        served = second.end()
+
+    assert (served.value, served.source) == ("old", Source.STALE_IF_ERROR)
+    assert counts(state)["stale_if_error"] == 1
+    assert len(state.flights) == 0
+
+
 # --- finish -------------------------------------------------------------------------------------------------------
 
 
@@ -438,6 +458,58 @@ def test_finishing_what_was_never_held(state):
     """A caller that had to compute alone stores nothing and lands nothing."""
     assert play(finish(state, Held(make_ask(state), None, None), "new", 5)) is False
     assert play(abandon(state, Held(make_ask(state), None, None), ValueError())) is None
+
+
+# --- fail ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_failure_is_stood_in_for(state):
+    """What was expired when the caller began is served, without asking Redis again; the error is shared."""
+    mine = holding(state, (Fetch, fetched(EXPIRED)), (LEASE, granted()), policy=WINDOWS)
+    follower = joining(state)
+    served = play(fail(state, mine, ValueError("key sk-123")), (like(RELEASE, text="ValueError"), True))
+
+    assert (served.value, served.source, served.ttl) == ("old", Source.STALE_IF_ERROR, 0.0)
+    assert counts(state) == {"misses": 2, "stale_if_error": 1}
+    with pytest.raises(ValueError, match="sk-123"):
+        follower.answer(mine.flight.future.exception(0))
+
+
+def test_a_failed_revalidation_serves_what_is_stale(state):
+    """As a refresh behind a caller that fails: the stale answer is served, and others are kept from trying."""
+    mine = holding(state, (Fetch, fetched(STALE)), (LEASE, granted()), policy=WINDOWS)
+    release = like(RELEASE, holder=HOLDER, text="", tombstone_ms=1_000)
+    served = play(fail(state, mine, ValueError()), (release, True))
+
+    assert (served.value, served.source) == ("old", Source.STALE)
+    assert mine.flight.future.result(0) is None
+    assert counts(state) == {"stale": 1, "refresh_errors": 1}
+
+
+@pytest.mark.parametrize("data", [None, entry(age=60), grave()], ids=["nothing", "dead", "grave"])
+def test_nothing_stands_in_for_a_failure(state, data):
+    """None: the error is the caller's to raise."""
+    mine = holding(state, (Fetch, fetched(data)), (LEASE, granted()), policy=WINDOWS)
+
+    assert play(fail(state, mine, ValueError()), (like(RELEASE, text="ValueError"), True)) is None
+    assert counts(state) == {"misses": 1}
+
+
+def test_nothing_stands_in_for_a_failed_refresh(state):
+    """Who asked for nothing stored is given nothing stored."""
+    expired = [(CONTROL, controlled()), (Fetch, fetched(EXPIRED)), (LEASE, granted())]
+    mine = start(state, *expired, policy=WINDOWS, refresh=True)
+
+    assert play(fail(state, mine, ValueError()), (RELEASE, True)) is None
+
+
+@pytest.mark.parametrize("lines", [[(LEASE, AWAY)], [(LEASE, held())]], ids=["redis away", "holds another"])
+def test_without_a_lease_a_failure_is_stood_in_for(state, lines):
+    """What was found before serves, whatever became of the lease."""
+    outcome = start(state, (Fetch, fetched(EXPIRED)), *lines, policy=WINDOWS, waits=False)
+
+    assert outcome.grant is None
+    assert play(fail(state, outcome, ValueError())).source is Source.STALE_IF_ERROR
 
 
 def test_one_who_begins_serves_one_who_asks(state):

@@ -12,7 +12,7 @@ is an effect (see ``_effects``).  Rules that keep it so:
 """
 
 from .admin import bump, clear, entries, flush, invalidate, invalidate_tag, tell_used, usage, whereabouts
-from .begin import END_MARK, NOTHING_UNSENT, Held, Unsent, abandon, begin, finish, publish_call
+from .begin import END_MARK, NOTHING_UNSENT, Held, Unsent, abandon, begin, fail, finish, publish_call
 from .compute import get_or_compute
 from .find import lookup
 from .many import get_many, get_or_compute_many, store_many
@@ -39,6 +39,7 @@ __all__ = [
     "clear",
     "end",
     "entries",
+    "fail",
     "fallback",
     "finish",
     "flush",

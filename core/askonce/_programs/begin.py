@@ -18,7 +18,7 @@ from ..policy import Freshness
 from ..scripts import PUBLISH, Arg
 from ..served import AnyServed, Source
 from .compute import acquire, coalesced, error_type, pause_ms, what_is_stored
-from .find import Found, failed, find, serve, use
+from .find import Found, failed, find, serve, stand_in, use
 from .state import Ask, State
 from .write import Grant, keep, release
 
@@ -39,7 +39,7 @@ class Held:
     wanted: Ask
     flight: Flight | None
     grant: Grant | None
-    fallback: Found | None = None  # of a stream: what may be served if computing fails
+    fallback: Found | None = None  # what may be served if computing fails
 
 
 def begin(
@@ -68,18 +68,31 @@ def begin(
         state.counters.add("misses")
         if wanted.only_if_cached:
             raise NotCached("only_if_cached: nothing servable is stored for this request")
+    try:
+        return (yield from _share(state, wanted, found, seen, reachable))
+    except Exception:
+        if (kept := stand_in(state, found)) is None:
+            raise
+        return kept
+
+
+def _share(
+    state: State, wanted: Ask, found: Found | None, seen: bytes, reachable: bool
+) -> Program[AnyServed | Held]:
+    """Lead the flight of *wanted*, or join it; raise what its leader failed with."""
     least = found.least_fence if found else 0
+    stale = found if found is not None and found.freshness is Freshness.STALE else None
     while True:
         flight, leads = state.flights.board(wanted.flight_key, wanted.home, least)
         if leads:
-            return (yield from _lead(state, wanted, flight, found if stale else None, seen, reachable))
-        if stale and (served := serve(state, found)) is not None:
+            return (yield from _lead(state, wanted, flight, found, seen, reachable))
+        if stale is not None and (served := serve(state, stale)) is not None:
             return served  # somebody revalidates already
         if not wanted.waits:
-            return Held(wanted, None, None)
+            return Held(wanted, None, None, found)
         landed = yield from join(flight, wanted.policy.max_wait_s)
         if isinstance(landed, TimedOut):
-            return Held(wanted, None, None)
+            return Held(wanted, None, None, found)
         if landed is not None and landed.fence >= least:
             if (shared := (yield from coalesced(state, landed))) is not None:
                 return shared
@@ -87,13 +100,15 @@ def begin(
 
 
 def _lead(
-    state: State, wanted: Ask, flight: Flight, stale: Found | None, seen: bytes, reachable: bool
+    state: State, wanted: Ask, flight: Flight, found: Found | None, seen: bytes, reachable: bool
 ) -> Program[AnyServed | Held]:
+    stale = found if found is not None and found.freshness is Freshness.STALE else None
+    asks = replace(wanted, waits=False, refreshes=True) if stale else wanted
     try:
         grant: Grant | Found | None = None
         if reachable:
             try:
-                grant = yield from acquire(state, replace(wanted, waits=False) if stale else wanted, seen)
+                grant = yield from acquire(state, asks, seen)
             except BackendUnavailable as error:
                 failed(state, error)
     except BaseException as error:
@@ -109,7 +124,7 @@ def _lead(
         return stale.served(Source.STALE)
     if grant is not None:
         flight.fence = grant.fence
-    return Held(wanted, flight, grant)
+    return Held(wanted, flight, grant, found)
 
 
 def finish(
@@ -180,3 +195,13 @@ def abandon(state: State, held: Held, error: Exception | None) -> Program[None]:
         yield from release(state, wanted, held.grant, "", pause_ms(state, wanted))
     else:
         yield from release(state, wanted, held.grant, error_type(shared) if shared else None)
+
+
+def fail(state: State, held: Held, error: Exception) -> Program[AnyServed | None]:
+    """Give the lease back as ``abandon`` does; serve what may stand in for the answer (RFC 5861, 4), or return None."""
+    kept = held.fallback
+    if kept is not None and kept.freshness is Freshness.STALE:  # it was a refresh, if before its caller
+        yield from abandon(state, replace(held, wanted=replace(held.wanted, refreshes=True)), error)
+        return serve(state, kept)
+    yield from abandon(state, held, error)
+    return stand_in(state, kept)

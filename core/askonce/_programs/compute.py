@@ -17,7 +17,7 @@ from ..errors import BackendUnavailable, LeaderFailed, NotCached
 from ..policy import Freshness
 from ..scripts import FAILED, FOUND, GRANTED, HELD, LEASE, Leased
 from ..served import AnyServed, Served, Source
-from .find import Found, connect, failed, find, judge, serve, use
+from .find import Found, connect, failed, find, judge, serve, stand_in, use
 from .state import Ask, State, parse_word
 from .write import TOMBSTONE_MS, Grant, keep, note_word, release, release_by_token
 
@@ -48,10 +48,9 @@ def get_or_compute(state: State, wanted: Ask, fetched: Fetched | None = None) ->
     try:
         return (yield from share(state, wanted, found, reachable))
     except Exception:
-        if found is None or found.freshness is not Freshness.EXPIRED:
+        if (kept := stand_in(state, found)) is None:
             raise
-        state.counters.add("stale_if_error")
-        return found.served(Source.STALE_IF_ERROR)
+        return kept
 
 
 def share(state: State, wanted: Ask, found: Found | None, reachable: bool) -> Program[AnyServed]:

@@ -85,6 +85,14 @@ def serve(state: State, found: Found | None) -> AnyServed | None:
     return None
 
 
+def stand_in(state: State, found: Found | None) -> AnyServed | None:
+    """Serve what was found in place of an error (RFC 5861, 4), if it may be, and count it."""
+    if found is None or found.freshness is not Freshness.EXPIRED:
+        return None
+    state.counters.add("stale_if_error")
+    return found.served(Source.STALE_IF_ERROR)
+
+
 def find(state: State, wanted: Ask, fetched: Fetched | None = None) -> Program[Found | None]:
     """
     Return what is stored for *wanted*, judged, or None.

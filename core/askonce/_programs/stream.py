@@ -20,7 +20,7 @@ from ..scripts import Leased
 from ..served import AnyServed, Source
 from .begin import END_MARK, NOTHING_UNSENT, Held, Unsent, finish
 from .compute import acquire, take_lease, what_is_stored
-from .find import Found, failed, find, serve, use
+from .find import Found, failed, find, serve, stand_in, use
 from .state import Ask, State
 from .write import Grant, release
 
@@ -334,7 +334,4 @@ def fallback(state: State, wanted: Ask) -> Program[AnyServed | None]:
     except BackendUnavailable as error:
         failed(state, error)
         return None
-    if found is None or found.freshness is not Freshness.EXPIRED:
-        return None
-    state.counters.add("stale_if_error")
-    return found.served(Source.STALE_IF_ERROR)
+    return stand_in(state, found)

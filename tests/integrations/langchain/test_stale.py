@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -153,7 +152,9 @@ class TestInvoke:
             marks = [answer.response_metadata["askonce"] for answer in answers]
             assert {mark["source"] for mark in marks} == {"stale-if-error"}
             assert all(mark["age"] > 0 for mark in marks)
-        assert cache.cache.stats().stale_if_error == 2
+        stats = cache.cache.stats()
+        # One look-up each: the first found nothing, the others what then stood in.
+        assert (stats.misses, stats.stale_if_error, stats.hits, stats.stale) == (3, 2, 0, 0)
         again = asked(model, colour)
         assert getattr(again, "text", again).endswith("4-0")
         assert provider.calls == 4
@@ -164,10 +165,9 @@ class TestInvoke:
         """The model's own error passes, as it would without a cache, and the next call is led anew."""
         model, runs = getattr(provider, kind)(cache), Runs()
         provider.failing = {1}
-        with pytest.raises(openai.InternalServerError) as raised:
+        with pytest.raises(openai.InternalServerError):
             asked(model, colour, config={"callbacks": [runs]})
         assert runs.heard == ["start", "error"]
-        assert "ModelFailed" not in "".join(traceback.format_exception(raised.value))
         assert asked(model, colour)
         assert provider.calls == 2
 
@@ -183,6 +183,8 @@ class TestInvoke:
         assert answer.text == "answer 1-0"
         assert answer.response_metadata["askonce"]["source"] == "stale"
         assert provider.calls == 2
+        stats = cache.cache.stats()
+        assert (stats.misses, stats.stale, stats.refresh_errors) == (1, 1, 1)
 
     @COLOURS
     def test_only_as_the_policy_says(self, provider: Any, url: str, colour: str) -> None:
@@ -243,6 +245,8 @@ class TestCompletions:
         prompts = ["c", "b", "a"]
         result = model.generate(prompts) if colour == "sync" else asyncio.run(model.agenerate(prompts))
         assert [found[0].text for found in result.generations] == ["text 3-0", "text 2-0", "text 1-0"]
+        stats = cache.cache.stats()
+        assert (stats.misses, stats.stale_if_error, stats.hits) == (5, 2, 1)
 
     @COLOURS
     def test_one_of_them_is_not_stored(self, provider: Any, cache: AskonceCache, colour: str) -> None:
@@ -386,7 +390,7 @@ class TestStreams:
         assert text.endswith(" 1-0")
         if kind == "chat":
             assert chunks[0].response_metadata["askonce"]["source"] == "stale"
-        until(lambda: revalidated.cache.stats().computed == 2)
+        until(lambda: revalidated.cache.stats().stored == 2)
         assert "".join(tokens.heard) == text
         chunks = list(model.stream("q"))
         assert "".join(getattr(chunk, "text", chunk) for chunk in chunks).endswith(" 2-0")

@@ -152,7 +152,8 @@ def _chunks(body: dict[str, Any], number: int) -> Iterator[dict[str, Any]]:
         yield chunk({"tool_calls": [{**_tool_call(body, number), "index": 0}]})
         yield chunk({}, "tool_calls")
     else:
-        for text in ("answer ", f"{number}-0"):
+        first, space, rest = _message(body, number, 0)["content"].partition(" ")
+        for text in (first + space, rest):
             yield chunk({"content": text})
         yield chunk({}, "stop")
 
@@ -165,7 +166,7 @@ def _texts(body: dict[str, Any], number: int) -> Iterator[dict[str, Any]]:
 
 
 def _response(body: dict[str, Any], number: int) -> dict[str, Any]:
-    """An answer of the Responses API: a thought, then a message."""
+    """An answer of the Responses API: a thought, then a message, or the call of a tool."""
     thought = {
         "id": f"rs_{number}",
         "type": "reasoning",
@@ -180,6 +181,15 @@ def _response(body: dict[str, Any], number: int) -> dict[str, Any]:
         "status": "completed",
         "content": [text],
     }
+    if body.get("tools") and body["input"][-1].get("type") != "function_call_output":
+        message = {
+            "id": f"fc_{number}",
+            "type": "function_call",
+            "status": "completed",
+            "call_id": f"call_{number}",
+            "name": body["tools"][0]["name"],
+            "arguments": '{"a": 1}',
+        }
     return {
         "id": f"resp_{number}",
         "object": "response",
@@ -201,9 +211,23 @@ def _response(body: dict[str, Any], number: int) -> dict[str, Any]:
 
 
 def _response_events(whole: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    thought, message = whole["output"]
-    text = message["content"][0]
-    to = {"item_id": message["id"], "output_index": 1, "content_index": 0}
+    thought, answer = whole["output"]
+    to = {"item_id": answer["id"], "output_index": 1}
+    if answer["type"] == "message":
+        text = answer["content"][0]
+        part = {**to, "content_index": 0}
+        parts = [
+            {"type": "response.content_part.added", **part, "part": {**text, "text": ""}},
+            {"type": "response.output_text.delta", **part, "delta": text["text"], "logprobs": []},
+        ]
+        begun = {**answer, "content": []}
+    else:
+        arguments = answer["arguments"]
+        parts = [
+            {"type": "response.function_call_arguments.delta", **to, "delta": arguments},
+            {"type": "response.function_call_arguments.done", **to, "arguments": arguments, "name": answer["name"]},
+        ]  # fmt: skip
+        begun = {**answer, "arguments": ""}
     events: list[dict[str, Any]] = [
         {
             "type": "response.created",
@@ -211,10 +235,9 @@ def _response_events(whole: dict[str, Any]) -> Iterator[dict[str, Any]]:
         },
         {"type": "response.output_item.added", "output_index": 0, "item": {**thought, "summary": []}},
         {"type": "response.output_item.done", "output_index": 0, "item": thought},
-        {"type": "response.output_item.added", "output_index": 1, "item": {**message, "content": []}},
-        {"type": "response.content_part.added", **to, "part": {**text, "text": ""}},
-        {"type": "response.output_text.delta", **to, "delta": text["text"], "logprobs": []},
-        {"type": "response.output_item.done", "output_index": 1, "item": message},
+        {"type": "response.output_item.added", "output_index": 1, "item": begun},
+        *parts,
+        {"type": "response.output_item.done", "output_index": 1, "item": answer},
         {"type": "response.completed", "response": whole},
     ]
     for number, event in enumerate(events):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import pickle
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 import redis
+from langchain_core.caches import BaseCache
 from langchain_core.globals import set_llm_cache
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.outputs import ChatGeneration, Generation
@@ -80,7 +83,7 @@ class TestHits:
         assert hit.response_metadata["id"] == first.response_metadata["id"]
 
     def test_every_hit_is_new(self, cache: AskonceCache) -> None:
-        """LangChain changes the objects it is given; the next caller does not see it (case 19)."""
+        """LangChain changes the objects it is given; the next caller does not see it."""
         cache.update("p", "l", [ChatGeneration(message=AIMessage("x", response_metadata={"a": {}}))])
         first = cache.lookup("p", "l")
         assert first is not None
@@ -93,7 +96,7 @@ class TestHits:
         assert (again[0].text, again[0].message.response_metadata["a"]) == ("x", {})
 
     def test_a_list_is_returned(self, cache: AskonceCache) -> None:
-        """LangChain takes a tuple for a miss and fails on an empty list (case 17)."""
+        """LangChain takes a tuple for a miss and fails on an empty list."""
         assert cache.lookup("p", "l") is None
         cache.update("p", "l", [])
         cache.update("p", "l", ())
@@ -103,7 +106,7 @@ class TestHits:
         assert isinstance(cache.lookup("p", "l"), list)
 
     def test_fewer_generations_replace_more(self, cache: AskonceCache) -> None:
-        """Six hundred come back in order; the one that replaces them comes back alone (cases 39, 50, 51)."""
+        """Six hundred come back in order; the one that replaces them comes back alone."""
         many = [Generation(text=str(number)) for number in range(600)]
         cache.update("p", "l", many)
         assert cache.lookup("p", "l") == many
@@ -113,7 +116,7 @@ class TestHits:
 
 class TestNear:
     def test_a_copy_is_as_good_as_what_redis_sends(self, provider: Any, url: str) -> None:
-        """A hit from this process is a new object, marked as one; what is cleared elsewhere is asked anew (case 19)."""
+        """A hit from this process is a new object, marked as one; what is cleared elsewhere is asked anew."""
         cache = AskonceCache(url, near=Near(), deadline=2.0)
         model = provider.chat(cache)
         model.invoke("q")
@@ -134,7 +137,7 @@ class TestNear:
 class TestUsage:
     @pytest.mark.parametrize("streaming", [False, True], ids=["reported", "not reported"])
     def test_is_valid(self, provider: Any, cache: AskonceCache, streaming: bool) -> None:
-        """A hit has whole usage metadata, whether the provider reported any or not (case 20)."""
+        """A hit has whole usage metadata, whether the provider reported any or not."""
         model = provider.chat(cache, streaming=streaming)
         model.invoke("q")
         hit = model.invoke("q")
@@ -154,7 +157,7 @@ class TestUsage:
 
 class TestWhatIsNotShared:
     def test_tools_and_formats(self, provider: Any, cache: AskonceCache) -> None:
-        """A plain call, one with tools and one in JSON mode are three questions (case 6)."""
+        """A plain call, one with tools and one in JSON mode are three questions."""
         model = provider.chat(cache)
         for _ in range(2):
             model.invoke("q")
@@ -163,12 +166,12 @@ class TestWhatIsNotShared:
         assert provider.calls == 3
 
     def test_prompt_and_model(self, cache: AskonceCache) -> None:
-        """("ab", "c") is not ("a", "bc") (case 7)."""
+        """("ab", "c") is not ("a", "bc")."""
         cache.update("ab", "c", X)
         assert cache.lookup("a", "bc") is None
 
     def test_namespaces(self, provider: Any, url: str) -> None:
-        """Nothing is served across namespaces (case 8)."""
+        """Nothing is served across namespaces."""
         for namespace in ("a", "b", "a"):
             provider.chat(AskonceCache(url, namespace=namespace)).invoke("q")
         assert provider.calls == 2
@@ -179,14 +182,14 @@ class TestWhatIsNotShared:
     def test_parameters(
         self, provider: Any, cache: AskonceCache, change: dict[str, Any], call: dict[str, Any]
     ) -> None:
-        """Another stop, number of answers or address is another question (case 10)."""
+        """Another stop, number of answers or address is another question."""
         for _ in range(2):
             provider.chat(cache).invoke("q")
             provider.chat(cache, **change).invoke("q", **call)
         assert provider.calls == 2
 
     def test_previous_response(self, provider: Any, cache: AskonceCache) -> None:
-        """The id of an answer that the provider keeps, and is sent back to it, counts (case 10)."""
+        """The id of an answer that the provider keeps, and is sent back to it, counts."""
         model = provider.chat(cache, use_responses_api=True, use_previous_response_id=True)
         for id_ in ("resp_1", "resp_2", "resp_1"):
             model.invoke(
@@ -194,19 +197,29 @@ class TestWhatIsNotShared:
             )
         assert [request["previous_response_id"] for request in provider.requests] == ["resp_1", "resp_2"]
 
-    def test_secrets_stay_in_the_process(
+    async def test_secrets_stay_in_the_process(
         self, provider: Any, url: str, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """No header, API key or question is in any key, value or log record (case 22)."""
+        """No header, API key, token of a tool or question is in any key, value or log record, nor in an error's text."""
         caplog.set_level("DEBUG", logger="askonce")
         cache = AskonceCache(url)
-        model = provider.chat(cache, default_headers={"Authorization": "Bearer SECRET"})
-        for _ in range(2):
-            model.invoke("a PRIVATE question")
+        chat = provider.chat(cache, default_headers={"Authorization": "Bearer SECRET"})
+        server = {"type": "mcp", "server_label": "x", "server_url": "http://x", "authorization": "SECRET"}
+        tools = provider.chat(cache, use_responses_api=True).bind_tools([server | {"name": "x"}])
+        question = "a PRIVATE question"
+        for model in (chat, tools, provider.completion(cache)):
+            for _ in range(2):
+                model.invoke(question)
+                list(model.stream(question))
+                await model.ainvoke(question)
+        provider.failing = {provider.calls + 1}
+        with pytest.raises(openai.InternalServerError):
+            chat.invoke("another PRIVATE question")
         cache.lookup("PRIVATE", f"SECRET {object()!r}")
         cache.cache.close()
         kept = [caplog.text.encode(), *everything(url)]
         assert any(b"answer 1-0" in part for part in kept)
+        assert provider.calls == 4
         assert not any(word in part for part in kept for word in (b"SECRET", b"PRIVATE", b"Bearer"))
 
 
@@ -228,7 +241,7 @@ def everything(url: str) -> list[bytes]:
 
 class TestWhereItWorks:
     def test_in_another_process(self, provider: Any, cache: AskonceCache, url: str) -> None:
-        """The key is the same in every process (case 16)."""
+        """The key is the same in every process."""
         provider.chat(cache).invoke([HumanMessage("q"), AIMessage("a", tool_calls=[]), HumanMessage("b")])
         program = """
 import sys
@@ -247,18 +260,51 @@ print(model.invoke([HumanMessage("q"), AIMessage("a"), HumanMessage("b")]).text,
         assert said.split() == ["answer", "1-0", "0"]
 
     def test_in_many_event_loops(self, provider: Any, cache: AskonceCache) -> None:
-        """A cache outlives the loops it was used in (case 24)."""
+        """A cache outlives the loops it was used in."""
         texts = {asyncio.run(provider.chat(cache).ainvoke("q")).text for _ in range(3)}
         assert texts == {"answer 1-0"}
         assert provider.calls == 1
 
-    async def test_without_a_thread(self, cache: AskonceCache) -> None:
-        """The async methods are LangChain's own colour: they start no thread."""
-        await cache.aupdate("p", "l", X)
-        assert await cache.alookup("p", "l") == X
-        await cache.aclear()
-        assert await cache.alookup("p", "l") is None
-        assert not [thread for thread in threading.enumerate() if thread.name.startswith("asyncio_")]
+    @pytest.mark.parametrize("hooks", [True, False], ids=["hooks", "no hooks"])
+    def test_without_a_thread(self, provider: Any, url: str, hooks: bool) -> None:
+        """
+        Async calls run on their loop: hits, misses and ``aclear`` ask for no thread.
+
+        LangChain's ``BaseCache`` hands the sync methods to one, and langchain-redis asked for long (langchain-redis#21).
+        """
+
+        handed: list[Any] = []
+
+        class Threads(ThreadPoolExecutor):
+            def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+                called = fn.args[0] if isinstance(fn, functools.partial) else fn
+                handed.append(called)
+                # LangChain's own way to a thread wraps what is to be called.
+                handed.extend(cell.cell_contents for cell in getattr(called, "__closure__", None) or ())
+                return super().submit(fn, *args, **kwargs)
+
+        async def ask() -> list[str]:
+            asyncio.get_running_loop().set_default_executor(Threads())
+            cache = AskonceCache(url, hooks=hooks, deadline=2.0)
+            await cache.aupdate("p", "l", X)
+            assert await cache.alookup("p", "l") == X
+            chat, completion = provider.chat(cache), provider.completion(cache)
+            said = []
+            for _ in range(2):
+                said += [(await chat.ainvoke("q")).text, await completion.ainvoke("q")]
+                said += [answer.text for answer in await chat.abatch(["r", "s"])]
+                async for _ in chat.astream("q"):
+                    pass
+            await cache.aclear()
+            assert await cache.alookup("p", "l") is None
+            return said
+
+        said = asyncio.run(ask())
+        assert said[:4] == said[4:]
+        assert provider.calls == (4 if hooks else 6)
+        assert handed  # openai and langchain-openai do ask for threads
+        assert not [one for one in handed if isinstance(getattr(one, "__self__", None), BaseCache)]
+        assert not [one for one in handed if str(getattr(one, "__module__", "")).startswith("askonce")]
 
     @pytest.mark.parametrize("copied", [copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))])
     def test_copied(self, cache: AskonceCache, copied: Any) -> None:
@@ -273,24 +319,28 @@ class TestSwitches:
         yield
         set_llm_cache(None)
 
-    def test_globally(self, provider: Any, cache: AskonceCache) -> None:
-        """The global cache serves models with ``cache=None`` and ``cache=True``, not with ``cache=False`` (case 23)."""
+    @pytest.mark.parametrize("way", ["invoke", "stream"])
+    @pytest.mark.parametrize("kind", ["chat", "completion"])
+    def test_globally(self, provider: Any, cache: AskonceCache, kind: str, way: str) -> None:
+        """The global cache serves models with ``cache=None`` and ``cache=True``, not with ``cache=False``."""
         set_llm_cache(cache)
-        for model_cache in (None, True):
-            provider.chat(model_cache).invoke("q")
-        assert provider.calls == 1
-        provider.chat(False).invoke("q")
-        assert provider.calls == 2
+        for model_cache, calls in ((None, 1), (True, 1), (False, 2), (False, 3), (None, 3)):
+            list(getattr(getattr(provider, kind)(model_cache), way)("q"))
+            assert provider.calls == calls
 
-    def test_per_model(self, provider: Any, url: str) -> None:
-        """A model's own cache beats the global one (case 23)."""
-        set_llm_cache(AskonceCache(url, namespace="global"))
-        provider.chat().invoke("q")
-        provider.chat(AskonceCache(url, namespace="own")).invoke("q")
-        assert provider.calls == 2
+    @pytest.mark.parametrize("way", ["invoke", "stream"])
+    @pytest.mark.parametrize("kind", ["chat", "completion"])
+    def test_per_model(self, provider: Any, url: str, kind: str, way: str) -> None:
+        """A model's own cache beats the global one, which hears nothing of its calls."""
+        everybodys, own = (AskonceCache(url, namespace=name) for name in ("global", "own"))
+        set_llm_cache(everybodys)
+        for cache, calls in ((None, 1), (own, 2), (own, 2), (None, 2)):
+            list(getattr(getattr(provider, kind)(cache), way)("q"))
+            assert provider.calls == calls
+        assert [cache.cache.stats().misses for cache in (everybodys, own)] == [1, 1]
 
     async def test_by_control(self, provider: Any, cache: AskonceCache) -> None:
-        """The words of ``askonce.control`` hold for the calls inside the block, and for no other (case 25)."""
+        """The words of ``askonce.control`` hold for the calls inside the block, and for no other."""
         model = provider.chat(cache)
         with control(only_if_cached=True):
             for ask in (lambda: model.invoke("q"), lambda: model.bind(x="<class 'X'>").invoke("q")):

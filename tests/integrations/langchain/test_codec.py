@@ -145,7 +145,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("generation", EQUAL.values(), ids=EQUAL)
 def test_comes_back_equal(generation: Generation) -> None:
-    """What is stored comes back equal, in the same classes (case 37)."""
+    """What is stored comes back equal, in the same classes."""
     found = back(generation)
     assert found == generation
     assert type(found) is type(generation)
@@ -166,7 +166,7 @@ def test_objects_of_two_hits_share_nothing() -> None:
 
 @pytest.mark.parametrize("generation", REFUSED.values(), ids=REFUSED)
 def test_is_refused(generation: Generation) -> None:
-    """What would come back as something else is not stored (case 37)."""
+    """What would come back as something else is not stored."""
     with pytest.raises(Uncacheable):
         CODEC.encode([generation])
 
@@ -239,7 +239,7 @@ class TestUntrustedBytes:
         ],
     )
     def test_foreign_rows_raise(self, rows: Any) -> None:
-        """What this codec cannot have written raises: the core takes it for a miss (case 38)."""
+        """What this codec cannot have written raises: the core takes it for a miss."""
         with pytest.raises(Exception):
             CODEC.decode(ormsgpack.packb(rows))
 

@@ -39,14 +39,14 @@ def texts(messages: list[BaseMessage]) -> list[str]:
 
 class TestReplay:
     def test_chat(self, provider: Any, cache: AskonceCache) -> None:
-        """What LangChain adds to a hit does not make the next turn another question (case 11)."""
+        """What LangChain adds to a hit does not make the next turn another question."""
         first = conversation(provider.chat(cache))
         assert provider.calls == 3
         assert texts(conversation(provider.chat(cache))) == texts(first)
         assert provider.calls == 3
 
     async def test_agent(self, provider: Any, cache: AskonceCache) -> None:
-        """An agent with a tool is replayed without a call, sync and async (case 11)."""
+        """An agent with a tool is replayed without a call, sync and async."""
         agent = create_agent(provider.chat(cache), [look_up])
         first = agent.invoke({"messages": [HumanMessage("q")]})["messages"]
         assert [m.type for m in first] == ["human", "ai", "tool", "ai"]
@@ -64,7 +64,7 @@ class TestReplay:
 
 class TestHistory:
     def test_artifact(self, provider: Any, cache: AskonceCache) -> None:
-        """What a tool keeps for the application is never sent: it does not count (case 12)."""
+        """What a tool keeps for the application is never sent: it does not count."""
         call = AIMessage("", tool_calls=[{"name": "t", "args": {"a": 1}, "id": "1"}])
         for artifact in (object(), object(), None):
             result = ToolMessage("r", tool_call_id="1", artifact=artifact)
@@ -73,7 +73,7 @@ class TestHistory:
 
     @pytest.mark.parametrize("tools", [[], [look_up]], ids=["text", "tool call"])
     def test_chunks(self, provider: Any, cache: AskonceCache, tools: list[Any]) -> None:
-        """A streamed answer in the history is the same question as one that came whole (case 13)."""
+        """A streamed answer in the history is the same question as one that came whole."""
         model = provider.chat(cache)
         asked = model.bind_tools(tools) if tools else model
         streamed = sum(list(asked.stream("q"))[1:], start=AIMessageChunk(""))
@@ -88,14 +88,14 @@ class TestHistory:
 
     @pytest.mark.parametrize("change", [{"timeout": 9}, {"max_retries": 5}, {"streaming": True}])
     def test_how_the_call_is_made(self, provider: Any, cache: AskonceCache, change: dict[str, Any]) -> None:
-        """Another timeout, number of retries, or streaming is the same question (case 14)."""
+        """Another timeout, number of retries, or streaming is the same question."""
         provider.chat(cache).invoke("q")
         assert provider.chat(cache, **change).invoke("q").text == "answer 1-0"
         assert provider.calls == 1
 
 
 def test_the_same_question_twice_in_a_thread(provider: Any, cache: AskonceCache) -> None:
-    """Both answers stay in the thread, although one is the other: a hit has no id by which to merge them (case 21)."""
+    """Both answers stay in the thread, although one is the other: a hit has no id by which to merge them."""
     model = provider.chat(cache)
     graph = StateGraph(MessagesState)
     graph.add_node("ask", lambda state: {"messages": [model.invoke(state["messages"][-1:])]})

@@ -38,7 +38,7 @@ def missed(cache: AskonceCache, count: int) -> Callable[[], bool]:
 
 class TestOneCall:
     async def test_tasks(self, provider: Any, cache: AskonceCache) -> None:
-        """``abatch`` of equal questions: one call (case 31)."""
+        """``abatch`` of equal questions: one call."""
 
         async def gate(_: int) -> None:
             await auntil(missed(cache, 8))
@@ -51,7 +51,7 @@ class TestOneCall:
         assert sorted(map(str, sources)) == ["None"] + ["coalesced"] * 7
 
     def test_threads(self, provider: Any, cache: AskonceCache) -> None:
-        """So do threads: ``batch`` of equal questions (case 31)."""
+        """So do threads: ``batch`` of equal questions."""
         provider.gate = lambda _: until(missed(cache, 8))
         answers = provider.chat(cache).batch(["q"] * 8, {"max_concurrency": 8})
         assert {answer.text for answer in answers} == {"answer 1-0"}
@@ -93,27 +93,27 @@ class TestOneCall:
 
 class TestNobodyWaitsForHimself:
     async def test_the_same_twice_in_a_task(self, provider: Any, cache: AskonceCache) -> None:
-        """A completion model looks up all its prompts before it asks for any (case 28)."""
+        """A completion model looks up all its prompts before it asks for any."""
         async with asyncio.timeout(PATIENCE):
             result = await provider.completion(cache).agenerate(["a", "a"])
         assert [len(generations) for generations in result.generations] == [1, 1]
         assert provider.calls == 1
 
     def test_the_same_twice_in_a_thread(self, provider: Any, cache: AskonceCache) -> None:
-        """So does the blocking one (case 28)."""
+        """So does the blocking one."""
         result = provider.completion(cache).generate(["a", "a"])
         assert [len(generations) for generations in result.generations] == [1, 1]
         assert provider.calls == 1
 
     async def test_crossed_tasks(self, provider: Any, cache: AskonceCache) -> None:
-        """A,B in one task and B,A in another: each calls for what the other leads (case 29)."""
+        """A,B in one task and B,A in another: each calls for what the other leads."""
         model = provider.completion(cache)
         async with asyncio.timeout(PATIENCE):
             await asyncio.gather(model.agenerate(["a", "b"]), model.agenerate(["b", "a"]))
         assert provider.calls <= 2
 
     def test_crossed_threads(self, provider: Any, cache: AskonceCache) -> None:
-        """A,B in one thread and B,A in another, each between the lookups of the other (case 29)."""
+        """A,B in one thread and B,A in another, each between the lookups of the other."""
         both, called = threading.Barrier(2, timeout=PATIENCE), threading.Barrier(2, timeout=PATIENCE)
         provider.gate = lambda _: called.wait()
         model = provider.completion(cache)
@@ -123,7 +123,7 @@ class TestNobodyWaitsForHimself:
         assert sorted(request["prompt"] for request in provider.requests) == [["a", "b"], ["b", "a"]]
 
     def test_crossed_processes(self, provider: Any, cache: AskonceCache, url: str) -> None:
-        """A,B in one process and, between its two lookups, B,A in another (case 29)."""
+        """A,B in one process and, between its two lookups, B,A in another."""
         started: list[subprocess.Popen[str]] = []
 
         def start() -> None:
@@ -153,7 +153,7 @@ class Prompts(list[str]):
 
 class TestWhenTheLeaderFails:
     async def test_task(self, provider: Any, cache: AskonceCache) -> None:
-        """Its error is its own; of those who wait one calls, the rest wait for that (case 30)."""
+        """Its error is its own; of those who wait one calls, the rest wait for that."""
 
         async def gate(number: int) -> None:
             if number == 1:
@@ -167,7 +167,7 @@ class TestWhenTheLeaderFails:
         assert provider.calls == 2
 
     def test_thread(self, provider: Any, cache: AskonceCache) -> None:
-        """So it is among threads (case 30)."""
+        """So it is among threads."""
 
         def gate(number: int) -> None:
             if number == 1:
@@ -180,7 +180,7 @@ class TestWhenTheLeaderFails:
 
     @pytest.mark.parametrize("kind", ["chat", "completion"])
     def test_it_may_ask_again(self, provider: Any, cache: AskonceCache, kind: str) -> None:
-        """A failed call leaves nothing behind: the same thread leads the next, and is joined (case 30)."""
+        """A failed call leaves nothing behind: the same thread leads the next, and is joined."""
         provider.failing = {1}
         model = getattr(provider, kind)(cache)
         with pytest.raises(openai.APIError):
@@ -194,7 +194,7 @@ class TestWhenTheLeaderFails:
 
     @pytest.mark.parametrize("kind", ["chat", "completion"])
     async def test_it_is_cancelled(self, provider: Any, cache: AskonceCache, kind: str) -> None:
-        """One of those who wait takes over (case 30)."""
+        """One of those who wait takes over."""
         stuck = asyncio.Event()
 
         async def gate(number: int) -> None:
@@ -216,7 +216,7 @@ class TestWhenTheLeaderFails:
         assert provider.calls == 2
 
     async def test_a_waiter_is_cancelled(self, provider: Any, cache: AskonceCache) -> None:
-        """The others do not notice (case 32)."""
+        """The others do not notice."""
         go_on = asyncio.Event()
 
         async def gate(_: int) -> None:
@@ -237,7 +237,7 @@ class TestWhenTheLeaderFails:
         assert provider.calls == 1
 
     def test_its_process_is_killed(self, provider: Any, url: str) -> None:
-        """The lease ends, and whoever waits calls (case 30)."""
+        """The lease ends, and whoever waits calls."""
         cache = AskonceCache(url, deadline=2.0, policy=Policy(lease=0.3))
         with other(url, "chat", "q") as process:
             assert said(process) == "called\n"
@@ -247,7 +247,7 @@ class TestWhenTheLeaderFails:
 
 class TestNothingIsLeftBehind:
     def test_its_loop_is_gone(self, provider: Any, cache: AskonceCache) -> None:
-        """A call that is collected with its loop hands over, and says nothing (case 30)."""
+        """A call that is collected with its loop hands over, and says nothing."""
         loop = asyncio.new_event_loop()
 
         async def gate(_: int) -> None:
@@ -272,7 +272,7 @@ class TestNothingIsLeftBehind:
         assert model.invoke("q").text == "answer 2-0"
 
     async def test_after_many_calls(self, provider: Any, cache: AskonceCache) -> None:
-        """Whether calls return, fail or are cancelled, nothing of them is kept (case 33)."""
+        """Whether calls return, fail or are cancelled, nothing of them is kept."""
 
         async def gate(number: int) -> None:
             if number > 40:
@@ -306,7 +306,7 @@ class TestWithoutHooks:
         return AskonceCache(url, hooks=False, deadline=2.0)
 
     async def test_one_call(self, provider: Any, cache: AskonceCache) -> None:
-        """Equal questions of several tasks: one call (case 31)."""
+        """Equal questions of several tasks: one call."""
 
         async def gate(_: int) -> None:
             await auntil(missed(cache, 8))
@@ -318,7 +318,7 @@ class TestWithoutHooks:
 
     @pytest.mark.parametrize("how", ["fails", "is cancelled"])
     async def test_the_leader(self, provider: Any, cache: AskonceCache, how: str) -> None:
-        """However it ends, one of those who wait calls (case 30)."""
+        """However it ends, one of those who wait calls."""
         waiting = asyncio.Event()
 
         async def gate(number: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 import subprocess
 import sys
@@ -52,7 +53,7 @@ def methods() -> list[Any]:
 
 class TestInstalled:
     def test_by_the_constructor_once(self, url: str) -> None:
-        """A second cache installs nothing, and ``uninstall`` gives LangChain its own methods back (case 26)."""
+        """A second cache installs nothing, and ``uninstall`` gives LangChain its own methods back."""
         before = methods()
         AskonceCache(url, deadline=2.0)
         hooked = methods()
@@ -66,7 +67,7 @@ class TestInstalled:
         assert methods() == before
 
     def test_by_install(self, url: str, provider: Any) -> None:
-        """``install`` makes the cache the global one; ``uninstall`` undoes that too (case 26)."""
+        """``install`` makes the cache the global one; ``uninstall`` undoes that too."""
         cache = install(url, namespace="mine")
         assert get_llm_cache() is cache
         assert cache.cache.namespace == "mine"
@@ -91,7 +92,7 @@ class TestInstalled:
         assert get_llm_cache() is theirs
 
     def test_declined(self, url: str, provider: Any) -> None:
-        """With ``hooks=False`` nothing is installed, and another cache's hooks leave it alone (case 26)."""
+        """With ``hooks=False`` nothing is installed, and another cache's hooks leave it alone."""
         before = methods()
         declined = AskonceCache(url, hooks=False, deadline=2.0)
         assert methods() == before
@@ -114,7 +115,7 @@ class TestInstalled:
         assert said.strip() == "True"
 
     def test_over_somebody_elses(self, url: str, provider: Any) -> None:
-        """A stand-in of a third party stays where it is; ours below it does nothing any more (case 26)."""
+        """A stand-in of a third party stays where it is; ours below it does nothing any more."""
         own = BaseChatModel.stream
         cache = AskonceCache(url, deadline=2.0)
         ours = BaseChatModel.stream
@@ -137,7 +138,7 @@ class TestLangChainHasChanged:
     def test_a_method_is_gone(
         self, url: str, provider: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """It is left out with one warning, the others work (case 27)."""
+        """It is left out with one warning, the others work."""
         monkeypatch.setattr(_hooks, "_warned", set())
 
         def stream(self: Any, something: Any, other: Any = None, **kwargs: Any) -> Any:
@@ -164,7 +165,7 @@ class TestLangChainHasChanged:
     async def test_without_the_calls_hooks(
         self, url: str, provider: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """LangChain's two strings are the key then, as without hooks (case 27)."""
+        """LangChain's two strings are the key then, as without hooks."""
         monkeypatch.setattr(_hooks, "_hooks", tuple)
         cache = AskonceCache(url, deadline=2.0)
         for _ in range(2):
@@ -175,7 +176,7 @@ class TestLangChainHasChanged:
 
 class TestControl:
     def test_by_metadata(self, provider: Any, cache: AskonceCache) -> None:
-        """Words of control in a call's metadata hold for that call alone, and are no part of the key (case 25)."""
+        """Words of control in a call's metadata hold for that call alone, and are no part of the key."""
         model = provider.chat(cache)
         model.invoke("q", {"metadata": {"askonce": {"write": False}}})
         assert cache.cache.stats().stored == 0
@@ -186,7 +187,7 @@ class TestControl:
         assert provider.calls == 3
 
     def test_through_a_chain_and_a_graph(self, provider: Any, cache: AskonceCache) -> None:
-        """They reach every model call below (case 25)."""
+        """They reach every model call below."""
         model = provider.chat(cache)
         chain = ChatPromptTemplate.from_template("{x}") | model | (lambda message: message.text)
         graph = StateGraph(MessagesState)
@@ -201,8 +202,39 @@ class TestControl:
         assert chain.invoke({"x": "q"}, only) == "answer 1-0"
         assert provider.calls == 1
 
+    async def test_by_a_block_around_all_this(self, provider: Any, cache: AskonceCache) -> None:
+        """A block holds for batches, chains and graphs inside, in threads and tasks too, and ends with itself."""
+        model = provider.chat(cache)
+        chain = ChatPromptTemplate.from_template("{x}") | model
+        graph = StateGraph(MessagesState)
+        graph.add_node("ask", lambda state: {"messages": [model.invoke(state["messages"])]})
+        graph.add_edge(START, "ask").add_edge("ask", END)
+        compiled = graph.compile()
+        asked: Any = {"messages": [HumanMessage("q")]}
+        calls: list[Any] = [
+            lambda: model.batch(["q", "r"]),
+            lambda: chain.batch([{"x": "q"}, {"x": "r"}]),
+            lambda: compiled.invoke(asked),
+            lambda: model.abatch(["q", "r"]),
+            lambda: chain.ainvoke({"x": "q"}),
+            lambda: compiled.ainvoke(asked),
+        ]
+
+        async def say(call: Any) -> None:
+            said = call()
+            if inspect.isawaitable(said):
+                await said
+
+        for call in calls:
+            with control(only_if_cached=True), pytest.raises(NotCached):
+                await say(call)
+        assert provider.calls == 0
+        for call in calls:
+            await say(call)
+        assert provider.calls == 2
+
     def test_of_completion_models(self, provider: Any, cache: AskonceCache) -> None:
-        """Each prompt of a batch has its own (case 25)."""
+        """Each prompt of a batch has its own."""
         model = provider.completion(cache)
         model.batch(["a", "b"], [{"metadata": {"askonce": {"write": False}}}, {}])
         assert cache.cache.stats().stored == 1
@@ -211,7 +243,7 @@ class TestControl:
             model.invoke("a", {"metadata": {"askonce": {"only_if_cached": True}}})
 
     def test_of_the_outer_run(self, provider: Any, cache: AskonceCache) -> None:
-        """A step of one's own that hands on its callbacks alone hands on the metadata of its run (case 25)."""
+        """A step of one's own that hands on its callbacks alone hands on the metadata of its run."""
 
         def step(x: str, config: RunnableConfig) -> Any:
             only = {"callbacks": config["callbacks"]}  # type: ignore[typeddict-item]
@@ -242,7 +274,7 @@ class TestControl:
         assert provider.calls == 1
 
     async def test_beat_the_block(self, provider: Any, cache: AskonceCache) -> None:
-        """They win over a block around the call; what they do not name stays as the block has it (case 25)."""
+        """They win over a block around the call; what they do not name stays as the block has it."""
         model = provider.chat(cache)
         for tag in ("page", "line"):
             with control(write=False, tags=["page"]):

@@ -138,7 +138,7 @@ class TestHits:
     async def test_the_same_question_twice_in_a_thread(
         self, provider: Any, middleware: AskonceMiddleware
     ) -> None:
-        """Case 21: the thread keeps both questions and both answers."""
+        """The thread keeps both questions and both answers."""
 
         class Forgetful(AgentMiddleware[Any, Any, Any]):
             """Asks about the last message alone, so that the second turn is the same question."""

@@ -30,7 +30,7 @@ def broken(request: pytest.FixtureRequest, own_server: Callable[..., Any]) -> It
 
 
 async def test_the_model_answers(provider: Any, broken: str) -> None:
-    """Every call is made, once, and soon; nothing raises (case 18)."""
+    """Every call is made, once, and soon; nothing raises."""
     cache = AskonceCache(broken)
     chat, completion = provider.chat(cache), provider.completion(cache)
     begun = time.monotonic()

@@ -39,7 +39,7 @@ class TestEntries:
     )
     @pytest.mark.parametrize("header", [False, True], ids=["all", "value"])
     def test_junk_is_a_miss(self, provider: Any, url: str, junk: bytes, header: bool) -> None:
-        """A poisoned entry is asked anew and replaced; it neither raises nor becomes an answer (cases 38, 44, 52)."""
+        """A poisoned entry is asked anew and replaced; it neither raises nor becomes an answer."""
         model = provider.chat(AskonceCache(url))
         model.invoke("q")
         with redis.Redis.from_url(url) as client:
@@ -53,7 +53,7 @@ class TestEntries:
         assert provider.calls == 2
 
     def test_entries_expire(self, cache: AskonceCache, url: str) -> None:
-        """Value and lifetime are written in one command: a crash leaves no entry for ever (case 43)."""
+        """Value and lifetime are written in one command: a crash leaves no entry for ever."""
         cache.update("p", "l", X)
         with redis.Redis.from_url(url) as client:
             assert all(int(client.pttl(key)) > 0 for key in entries(client))  # type: ignore[arg-type]
@@ -67,7 +67,7 @@ class TestEntries:
         assert cache.lookup("p", "l") is None
 
     def test_a_lone_surrogate_in_the_prompt(self, cache: AskonceCache) -> None:
-        """A prompt that is not valid Unicode is a request like any other (case 46)."""
+        """A prompt that is not valid Unicode is a request like any other."""
         cache.update("a\ud800", "l", X)
         assert cache.lookup("a\ud800", "l") == X
         assert cache.lookup("a\ud801", "l") is None
@@ -75,7 +75,7 @@ class TestEntries:
 
 class TestClear:
     def test_keeps_the_neighbours(self, url: str) -> None:
-        """It removes the entries of its namespace: no other's, and nothing of anybody else (cases 47, 53)."""
+        """It removes the entries of its namespace: no other's, and nothing of anybody else."""
         names = ["a", "a-b", "a.b", "ab"]
         caches = {name: AskonceCache(url, namespace=name) for name in names}
         with redis.Redis.from_url(url) as client:
@@ -89,7 +89,7 @@ class TestClear:
 
 class TestAsync:
     def test_new_event_loops_hit(self, cache: AskonceCache) -> None:
-        """One cache serves every loop, and threads without one (case 54)."""
+        """One cache serves every loop, and threads without one."""
         asyncio.run(cache.aupdate("p", "l", X))
         assert [asyncio.run(cache.alookup("p", "l")) for _ in range(3)] == [X] * 3
         assert cache.lookup("p", "l") == X
@@ -98,7 +98,7 @@ class TestAsync:
 class TestStructuredOutput:
     @pytest.mark.parametrize("method", ["json_schema", "function_calling"])
     def test_a_class_with_date_and_alias(self, provider: Any, cache: AskonceCache, method: str) -> None:
-        """The second call gives what the first one gave, an object of the class (cases 40, 45)."""
+        """The second call gives what the first one gave, an object of the class."""
         provider.respond = _answering(method)
         model = provider.chat(cache).with_structured_output(Answer, method=method)
         first, again = model.invoke("q"), model.invoke("q")

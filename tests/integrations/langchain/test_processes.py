@@ -42,7 +42,7 @@ print(len(said := asyncio.run(ask())), hash(min(said)), flush=True)
 
 @pytest.mark.parametrize("way", ["invoke", "stream", "mixed"])
 def test_one_call(url: str, way: str) -> None:
-    """Thirty-two tasks in four processes: one call, and all of them get its answer (cases 31, 36)."""
+    """Thirty-two tasks in four processes: one call, and all of them get its answer."""
     with start(latency=(0.3, 0.5), error_rate=0.0) as standin:
         command = [sys.executable, "-c", PROGRAM, url, standin.base_url, way]
         processes = [

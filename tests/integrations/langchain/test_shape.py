@@ -41,7 +41,7 @@ def v1(content: Any, **fields: Any) -> ChatGeneration:
 
 class TestWithLangChain:
     def test_text(self, provider: Any, cache: AskonceCache) -> None:
-        """A plain call gets text, although the answer was made while somebody listened (case 9)."""
+        """A plain call gets text, although the answer was made while somebody listened."""
         heard = provider.chat(cache).invoke("q", {"callbacks": [Listening()]})
         assert isinstance(heard.content, list)
         assert provider.chat(cache).invoke("q").content == "answer 1-0"

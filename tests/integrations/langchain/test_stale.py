@@ -397,7 +397,7 @@ class TestStreams:
         assert provider.calls == 2
 
     def test_a_model_that_is_set_anew_meanwhile(self, provider: Any, revalidated: AskonceCache) -> None:
-        """What it says then is not stored as the answer to what was asked (case 1)."""
+        """What it says then is not stored as the answer to what was asked."""
         model = provider.chat(revalidated, temperature=0.0)
         model.invoke("q", {"metadata": {"askonce": {"ttl": 0.001}}})
         time.sleep(0.02)  # twenty times the ttl

@@ -1,9 +1,17 @@
-"""Faults that users of other caches have today; each test shows that it is not one of this cache."""
+"""
+Faults that users of other caches have today; each test shows that it is not one of this cache.
+
+Of langchain-redis 0.2.6 (``TestServer``, ``TestEntries``, ``TestClear``, ``TestStructuredOutput``), of langchain-community
+0.4.2 (``TestKeys``, ``TestEntries``, ``TestClear``, ``TestAsync``).  Those of LangGraph's own ``RedisCache`` are in
+``test_node_cache``: two namespaces under one key, a ``clear`` that takes a pattern, an async client that is not awaited.
+``test_peers_themselves`` shows the faults where those packages are installed.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import datetime
+from collections.abc import Callable
 from typing import Any
 
 import ormsgpack
@@ -12,8 +20,12 @@ import redis
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, Generation
 from pydantic import BaseModel, Field
+from tests.servers import Server
 
+from askonce import Hot, Near, Policy
 from askonce_langchain import AskonceCache
+
+from .waiting import until
 
 X = [Generation(text="x")]
 
@@ -30,6 +42,49 @@ def cache(url: str) -> AskonceCache:
 
 def entries(client: redis.Redis) -> list[Any]:
     return [key for key in client.scan_iter() if b"}:e:" in key]
+
+
+class TestServer:
+    async def test_a_plain_one_will_do(self, provider: Any, url: str) -> None:
+        """
+        No module is asked for: langchain-redis fails with ``unknown command 'JSON.GET'`` (langchain#6075).
+
+        The commands of modules have a dot in their names.
+        """
+        cache = AskonceCache(url, max_entries=100, near=Near(), policy=Policy(ttl=60, hot=Hot()))
+        with redis.Redis.from_url(url) as client:
+            client.config_resetstat()
+            for model in (provider.chat(cache), provider.completion(cache)):
+                for _ in range(2):
+                    model.invoke("q", {"metadata": {"askonce": {"tags": ["t"]}}})
+                    list(model.stream("r"))
+                    await model.ainvoke("s")
+            cache.cache.invalidate_tag("t")
+            cache.cache.stats()
+            cache.cache.usage()
+            cache.clear()
+            used = [str(name).removeprefix("cmdstat_") for name in client.info("commandstats")]  # type: ignore[union-attr]
+        assert {"mget", "evalsha"} <= set(used)
+        assert [name for name in used if "." in name] == []
+        assert provider.calls == 6
+
+    def test_it_may_come_later(self, provider: Any, own_server: Callable[..., Server]) -> None:
+        """A cache is made while Redis is down, where langchain-redis raises; it serves with it once it is there."""
+        server = own_server()
+        server.kill()
+        model = provider.chat(AskonceCache(server.url, deadline=2.0))
+        assert [model.invoke("q").text for _ in range(2)] == ["answer 1-0", "answer 2-0"]
+        server.start()
+        until(lambda: "askonce" in model.invoke("q").response_metadata)
+
+
+class TestKeys:
+    @pytest.mark.parametrize("one", [("ab", "c"), ("a:", "b"), ("a", ""), ("", "a")])
+    @pytest.mark.parametrize("other", [("a", "bc"), ("a", ":b"), ("", "a"), ("a", "")])
+    def test_both_strings_count_apart(self, cache: AskonceCache, one: Any, other: Any) -> None:
+        """langchain-community joins them with nothing between: ("ab", "c") answers ("a", "bc")."""
+        cache.update(*one, X)
+        assert cache.lookup(*other) == (X if one == other else None)
 
 
 class TestEntries:
@@ -53,18 +108,40 @@ class TestEntries:
         assert provider.calls == 2
 
     def test_entries_expire(self, cache: AskonceCache, url: str) -> None:
-        """Value and lifetime are written in one command: a crash leaves no entry for ever."""
-        cache.update("p", "l", X)
+        """
+        Value and lifetime are written in one command: a crash leaves no entry for ever.
+
+        langchain-redis sends ``JSON.SET``, and then ``EXPIRE``.
+        """
         with redis.Redis.from_url(url) as client:
+            cache.lookup("p", "l")  # connects
+            client.config_resetstat()
+            cache.update("p", "l", X)
+            used: Any = client.info("commandstats")
+            assert used["cmdstat_set"]["calls"] == 1
+            assert not [name for name in used if "expire" in name]
             assert all(int(client.pttl(key)) > 0 for key in entries(client))  # type: ignore[arg-type]
             assert len(entries(client)) == 1
 
     def test_an_answer_with_a_date_is_not_mangled(self, cache: AskonceCache) -> None:
-        """It is not stored: it would come back as something else."""
-        cache.update(
-            "p", "l", [ChatGeneration(message=AIMessage("x", response_metadata={"t": datetime.datetime.min}))]
-        )
-        assert cache.lookup("p", "l") is None
+        """
+        It is not stored: it would come back as something else.
+
+        From langchain-community as JSON in place of the answer's text; from langchain-redis not at all: it raises.
+        """
+        cache.update("p", "l", X)
+        dated = ChatGeneration(message=AIMessage("x", response_metadata={"t": datetime.datetime.min}))
+        cache.update("p", "other", [dated])
+        assert [cache.lookup("p", "l"), cache.lookup("p", "other")] == [X, None]
+        assert cache.cache.stats().uncacheable == 1
+
+    def test_order_and_number(self, cache: AskonceCache) -> None:
+        """Many generations keep their order, and fewer replace more: langchain-community keeps fields of a hash."""
+        many = [Generation(text=str(number)) for number in range(600)]
+        cache.update("p", "l", many)
+        assert cache.lookup("p", "l") == many
+        cache.update("p", "l", X)
+        assert cache.lookup("p", "l") == X
 
     def test_a_lone_surrogate_in_the_prompt(self, cache: AskonceCache) -> None:
         """A prompt that is not valid Unicode is a request like any other."""
@@ -75,21 +152,27 @@ class TestEntries:
 
 class TestClear:
     def test_keeps_the_neighbours(self, url: str) -> None:
-        """It removes the entries of its namespace: no other's, and nothing of anybody else."""
+        """
+        It removes the entries of its namespace: no other's, and nothing of anybody else.
+
+        langchain-redis removes ``a:*``, hence all of a prefix ``a:b``, and by default whatever begins with ``redis:``;
+        langchain-community empties the database.
+        """
         names = ["a", "a-b", "a.b", "ab"]
         caches = {name: AskonceCache(url, namespace=name) for name in names}
         with redis.Redis.from_url(url) as client:
-            client.set("redis:other", "x")
+            for foreign in ("redis:other", "a:b", "ao", "ao:a", "ao:{a}"):
+                client.set(foreign, "x")
             for cache in caches.values():
                 cache.update("p", "l", X)
             caches["a"].clear()
             assert [caches[name].lookup("p", "l") for name in names] == [None, X, X, X]
-            assert client.get("redis:other") == b"x"
+            assert client.mget("redis:other", "a:b", "ao", "ao:a", "ao:{a}") == [b"x"] * 5
 
 
 class TestAsync:
     def test_new_event_loops_hit(self, cache: AskonceCache) -> None:
-        """One cache serves every loop, and threads without one."""
+        """One cache serves every loop, and threads without one; an async client of redis-py serves its first loop."""
         asyncio.run(cache.aupdate("p", "l", X))
         assert [asyncio.run(cache.alookup("p", "l")) for _ in range(3)] == [X] * 3
         assert cache.lookup("p", "l") == X
@@ -98,13 +181,15 @@ class TestAsync:
 class TestStructuredOutput:
     @pytest.mark.parametrize("method", ["json_schema", "function_calling"])
     def test_a_class_with_date_and_alias(self, provider: Any, cache: AskonceCache, method: str) -> None:
-        """The second call gives what the first one gave, an object of the class."""
+        """The second call gives what the first one gave, an object of the class; langchain-redis raises on it."""
         provider.respond = _answering(method)
         model = provider.chat(cache).with_structured_output(Answer, method=method)
         first, again = model.invoke("q"), model.invoke("q")
         assert (
             first == again == Answer(when=datetime.datetime(2025, 1, 1, tzinfo=datetime.UTC), cityName="Rome")
         )
+        assert asyncio.run(model.ainvoke("q")) == list(model.stream("q"))[-1] == first
+        assert provider.calls == 1
 
     def test_a_schema_is_asked_once(self, provider: Any, cache: AskonceCache) -> None:
         """A schema that is plain data is in the key."""

@@ -24,6 +24,14 @@ from typing import Any
 
 import pytest
 import redis
+import redis.cluster
+
+#: How a client of a cluster is made that reads from replicas too; redis-py 5.3 has another word for it.
+READS_REPLICAS: dict[str, Any] = (
+    {"load_balancing_strategy": redis.cluster.LoadBalancingStrategy.ROUND_ROBIN}
+    if hasattr(redis.cluster, "LoadBalancingStrategy")
+    else {"read_from_replicas": True}
+)
 
 
 def promised() -> dict[str, list[str]]:
@@ -308,12 +316,12 @@ class Watched:
 
 def raw_slots(client: redis.Redis) -> Any:
     """Return the answer to CLUSTER SLOTS as it came."""
-    connection = client.connection_pool.get_connection()
+    connection = client.connection_pool.make_connection()
     try:
         connection.send_command("CLUSTER", "SLOTS")
         return connection.read_response()
     finally:
-        client.connection_pool.release(connection)
+        connection.disconnect()
 
 
 def beside(url: str) -> Any:

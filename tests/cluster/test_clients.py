@@ -5,8 +5,8 @@ import pickle
 import pytest
 import redis
 import redis.asyncio
-import redis.cluster
 from tests.contract.polling import until
+from tests.servers import READS_REPLICAS
 
 from askonce import AsyncCache, Cache, Near
 
@@ -16,14 +16,7 @@ def address(server):
     return {"host": "127.0.0.1", "port": server.servers[1].port}
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        {},
-        {"decode_responses": True},
-        {"load_balancing_strategy": redis.cluster.LoadBalancingStrategy.ROUND_ROBIN},
-    ],
-)
+@pytest.mark.parametrize("words", [{}, {"decode_responses": True}, READS_REPLICAS])
 async def test_a_client_of_either_colour_serves_both(url, address, words):
     """Its addresses are used and nothing else of it: no reading from replicas, no decoding; it stays as it was."""
     with (

@@ -12,8 +12,8 @@ import redis
 import redis.asyncio
 import redis.asyncio.cluster
 import redis.asyncio.sentinel
-import redis.cluster
 import redis.sentinel
+from tests.servers import READS_REPLICAS
 
 from askonce import AsyncCache, Cache, ConfigurationError, MissingExtra
 from askonce._wire import embedded
@@ -320,7 +320,7 @@ def test_clients_of_clusters():
         startup_nodes=nodes,
         username="u",
         password=SECRET,
-        load_balancing_strategy=redis.cluster.LoadBalancingStrategy.ROUND_ROBIN,
+        **READS_REPLICAS,
         address_remap=lambda at: at,
     )
     place = from_client(plain)
@@ -388,7 +388,15 @@ def test_pools_keep_the_deadline():
     assert pool.connection_class is redis.Connection
     assert (kwargs["socket_timeout"], kwargs["socket_connect_timeout"], kwargs["protocol"]) == (0.1, 0.2, 2)
     assert (kwargs["host"], kwargs["port"], kwargs["password"]) == ("h", 1, "pw")
-    assert kwargs["retry"].get_retries() == 0
+    tried = []
+
+    def fail() -> None:
+        tried.append(1)
+        raise redis.ConnectionError
+
+    with pytest.raises(redis.ConnectionError):
+        kwargs["retry"].call_with_retry(fail, lambda _: None)
+    assert len(tried) == 1
 
     async def check() -> None:
         pool = endpoint.async_pool(0.2)

@@ -217,7 +217,7 @@ class AskonceCache(BaseCache):
         found = []
         for lease in self._failed(call, error, prompts):
             hit = None
-            with Spared(self._cache.bypass):
+            with contextlib.suppress(AskonceError), Spared(self._cache.bypass):  # as above
                 served = await lease.fail(error) if isinstance(lease, AsyncLease) else None
                 hit = None if served is None else self._hit(served)
             if hit is None:

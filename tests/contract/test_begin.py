@@ -499,7 +499,8 @@ def test_a_lease_that_was_dropped_is_given_back(make_driver, elsewhere):
 
 def test_a_lease_that_was_dropped_is_not_held(make_driver, url):
     """The thread that dropped it waits for others again."""
-    with Cache(url, namespace="test") as cache, Cache(url, namespace="test") as other:
+    words = {"namespace": "test", "deadline": 5.0}
+    with Cache(url, **words) as cache, Cache(url, **words) as other:
         lease = cache.begin("dropped")
         del lease
         gc.collect()

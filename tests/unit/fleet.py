@@ -128,6 +128,8 @@ class Server:
                 return []
             case ("PEXPIRE", *_):
                 return 1
+            case ("EXISTS", *_):  # nobody follows a stream from elsewhere
+                return 0
         raise AssertionError(words)
 
     def do_control(self, keys: Any, given: Any, args: Any) -> Controlled:

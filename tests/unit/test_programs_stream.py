@@ -593,10 +593,11 @@ def leading(state):
 
 def test_a_stream_that_has_ended_is_stored_and_its_chunks_go(state, leading):
     """Stored first, so that who follows finds the rest there."""
+    running = state.partitions[0].names.r + DIGEST + b":50"
     asked = play(
         end(state, leading, CHUNKS, 30),
         (like(STORE, fence=50, holder=HOLDER), stored()),
-        (Ask, lambda effect: [1]),
+        (Ask(0, (("PEXPIRE", running, 5_000), ("EXISTS", running + b":f"))), [1, 0]),
     )
 
     assert asked is True
@@ -604,6 +605,17 @@ def test_a_stream_that_has_ended_is_stored_and_its_chunks_go(state, leading):
     assert leading.flight.future.result(0).payload is not None
     assert counts(state)["stored"] == 1
     assert len(state.flights) == 0
+
+
+def test_the_chunks_of_a_stream_that_is_followed_elsewhere_stay_for_longer(state, leading):
+    """A consumer may take its time."""
+    running = state.partitions[0].names.r + DIGEST + b":50"
+    play(
+        end(state, leading, CHUNKS, 30),
+        (STORE, stored()),
+        (Ask, [1, 1]),
+        (Ask(0, (("PEXPIRE", running, 60_000),)), [1]),
+    )
 
 
 def test_what_was_not_published_yet_is_published_before_the_end(state, leading):
@@ -619,7 +631,7 @@ def test_what_was_not_published_yet_is_published_before_the_end(state, leading):
 
     play(
         end(state, leading, unsent[:-1], 30, (7, unsent)), (PUBLISH, published), (PUBLISH, published), (PUBLISH, published),
-        (STORE, stored()), (Ask, lambda effect: [1]),
+        (STORE, stored()), (Ask, [1, 0]),
     )  # fmt: skip
 
     assert [chunk for chunks in sent for chunk in chunks] == unsent
@@ -630,7 +642,7 @@ def test_a_stream_that_lost_its_lease_is_still_judged_by_its_fence(state, leadin
     """publish answers 0: no more of it is published; store decides."""
     play(
         end(state, leading, CHUNKS, 30, (0, [*CHUNKS, END_MARK])), (PUBLISH, 0), (STORE, stored(FENCED_OFF)),
-        (Ask, lambda effect: [1]),
+        (Ask, [1, 0]),
     )  # fmt: skip
 
     assert counts(state)["fenced_off"] == 1
@@ -683,7 +695,7 @@ def test_a_stream_led_here_is_read_to_its_end_by_all_who_joined(state, leading):
 
 def served_after(state, leading):
     """Return what who asks after the end is given."""
-    play(end(state, leading, CHUNKS, 30), (STORE, stored()), (Ask, lambda effect: [1]))
+    play(end(state, leading, CHUNKS, 30), (STORE, stored()), (Ask, [1, 0]))
     flags, payload = encode_stream(CHUNKS, 30)
     data = entry("x")
     return tuned(state, (Fetch, fetched(data[:3] + bytes([flags]) + data[4:48] + payload)), (Decode, decoded))

@@ -14,14 +14,14 @@ from contextlib import suppress
 from contextvars import Context
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from . import _programs as programs
+from ._adriver import AsyncDriver
 from ._call import Call
 from ._effects import TIMED_OUT, Program
 from ._flights import Flight
 from ._loops import awaited, detach, within
-from ._namespace import Namespace
 from ._recording import LOOK_AGAIN_S, Asked, Passed, Recording
 from .entry import Corrupt
 from .errors import StreamBroken
@@ -31,15 +31,7 @@ from .served import Served, Source
 _AGAIN: Final = object()
 
 
-class Driver(Protocol):
-    """What runs programs."""
-
-    _namespace: Namespace
-
-    async def _run(self, program: Program[Any], call: Call) -> Any: ...
-
-
-async def stream(driver: Driver, asked: Asked, fn: Callable[[], Any]) -> AsyncIterator[Any]:
+async def stream(driver: AsyncDriver, asked: Asked, fn: Callable[[], Any]) -> AsyncIterator[Any]:
     """Yield the chunks of one stream; *fn* is called if nobody else has it or is producing it."""
     namespace, state = driver._namespace, driver._namespace.state
     home, waits = asyncio.get_running_loop(), not namespace.holds(asyncio.current_task())
@@ -105,7 +97,7 @@ async def stream(driver: Driver, asked: Asked, fn: Callable[[], Any]) -> AsyncIt
 
 
 async def _produce_behind(
-    driver: Driver, asked: Asked, behind: programs.Behind, fn: Callable[[], Any]
+    driver: AsyncDriver, asked: Asked, behind: programs.Behind, fn: Callable[[], Any]
 ) -> None:
     """Produce a stale stream anew, for nobody in particular."""
     held = await driver._run(programs.take_up(driver._namespace.state, behind), asked.call)
@@ -123,7 +115,7 @@ class _Here:
     """A stream that is led in this process; ``next`` is None once it came to its end, else what to go on with."""
 
     def __init__(
-        self, driver: Driver, wanted: programs.Ask, flight: Flight, call: Call, passed: Passed
+        self, driver: AsyncDriver, wanted: programs.Ask, flight: Flight, call: Call, passed: Passed
     ) -> None:
         self._driver, self._wanted, self._flight = driver, wanted, flight
         self._call, self._passed = call, passed
@@ -161,7 +153,7 @@ class _Elsewhere:
 
     def __init__(
         self,
-        driver: Driver,
+        driver: AsyncDriver,
         wanted: programs.Ask,
         elsewhere: programs.Elsewhere,
         call: Call,
@@ -220,7 +212,7 @@ class _Leading:
     """
 
     def __init__(
-        self, driver: Driver, asked: Asked, held: programs.Held, fn: Callable[[], Any], passed: Passed
+        self, driver: AsyncDriver, asked: Asked, held: programs.Held, fn: Callable[[], Any], passed: Passed
     ) -> None:
         self._driver, self._asked, self._held, self._fn = driver, asked, held, fn
         self._passed = passed

@@ -3,7 +3,7 @@ What a program may ask of the outside world.
 
 A program is a generator that holds one cache operation's whole decision.  It yields the effects below and is sent
 their results; an effect that fails is thrown back in.  A program does no I/O, never sleeps, draws no random number
-and reads no clock, so the same one is run by threads (``_cache``), by asyncio (``_aio``) and, in the tests, by a
+and reads no clock, so the same one is run by threads (``_driver``), by asyncio (``_adriver``) and, in the tests, by a
 plain list of answers.
 
 Programs call ``yield from invoke(...)`` rather than ``yield Invoke(...)``: it reads the same, and the type checker

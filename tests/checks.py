@@ -2,13 +2,16 @@
 The one check command: everything that must hold, one after the other, and at the end what failed.
 
 ``python -m tests.checks`` runs all; ``--static`` leaves the tests out; ``--sdk2 PYTHON`` names the environment with
-openai 2 and LlamaIndex's client of it, ``--llama-oldest PYTHON`` that with the oldest LlamaIndex, and what runs there
-runs beside the rest.  Any other arguments are given to pytest, and then only this environment's tests run.
+openai 2 and LlamaIndex's client of it, ``--llama-oldest PYTHON`` that with the oldest LlamaIndex, ``--redis62 SERVER``
+the oldest server, on which the contract of the core is tested; what these ask for runs beside the rest.  Any other
+arguments are given to pytest, and then only this environment's tests run.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import subprocess
 import sys
 import time
@@ -41,6 +44,7 @@ def main() -> int:
     parser.add_argument("--static", action="store_true")
     parser.add_argument("--sdk2", type=Path)
     parser.add_argument("--llama-oldest", type=Path)
+    parser.add_argument("--redis62", type=Path)
     options, arguments = parser.parse_known_args()
     failed = [name for name, command in STATIC.items() if not _static(name, command)]
     if not options.static:
@@ -55,15 +59,25 @@ def main() -> int:
 
 
 def _others(options: argparse.Namespace) -> list[str]:
-    """Run the tests of the other environments, print each output as a whole, and return the names of those that failed."""
+    """
+    Run the tests of the other environments, and those on the oldest server; return the names of those that failed.
+
+    Each output is printed as a whole.
+    """
+    runs: dict[str, tuple[list[Path | str], dict[str, str]]] = {}
+    if options.sdk2 is not None:
+        runs["tests with openai 2"] = [options.sdk2, *PYTEST, *SDK2_TESTS], {}
+    if options.llama_oldest is not None:
+        tests = "tests/integrations/llama_index"
+        runs["tests with the oldest LlamaIndex"] = [options.llama_oldest, *PYTEST, tests], {}
+    if options.redis62 is not None:
+        promised = {"ASKONCE_TEST_SERVERS": f"redis62={shlex.quote(str(options.redis62.absolute()))}"}
+        runs["tests on Redis 6.2"] = [_BIN / "python", *PYTEST, "tests/contract", "-k", "redis62"], promised
     failed = []
-    for name, python, tests in (
-        ("tests with openai 2", options.sdk2, SDK2_TESTS),
-        ("tests with the oldest LlamaIndex", options.llama_oldest, ["tests/integrations/llama_index"]),
-    ):
-        if python is None:
-            continue
-        done = subprocess.run([python, *PYTEST, *tests], capture_output=True, text=True, check=False)
+    for name, (command, environment) in runs.items():
+        done = subprocess.run(
+            command, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+        )
         print(f"\n{name}\n{done.stdout}{done.stderr}", flush=True)
         if done.returncode:
             failed.append(name)

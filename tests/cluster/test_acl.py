@@ -47,5 +47,5 @@ def test_the_documented_permissions_are_enough(user, server, make_driver, raw, c
     refused = {
         one["object"] for client in server.clients for one in client.acl_log() if one["reason"] != "auth"
     }
-    assert refused <= OPTIONAL | ({"pubsub|shardnumsub"} if channels is PLAIN else set())
+    assert refused <= OPTIONAL | ({"pubsub|shardnumsub", "pubsub"} if channels is PLAIN else set())
     assert driver.stats().backend_errors == 0

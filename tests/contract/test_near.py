@@ -192,11 +192,12 @@ def test_no_moment_of_a_reading_keeps_an_old_copy(url):
 # --- the push connection ----------------------------------------------------------------------------------------------
 
 
-def test_without_the_push_connection_there_are_no_copies(make_driver, raw, monkeypatch):
+def test_without_the_push_connection_there_are_no_copies(make_driver, server, raw, monkeypatch):
     """When it is lost all are dropped, and Redis is asked, until it is back."""
     driver = near_driver(make_driver, "q")
     monkeypatch.setattr(listener, "_PAUSE", 0.05)
-    raw.client_kill_filter(_type="pubsub", skipme=True)
+    for client in getattr(server, "clients", [raw]):  # all nodes of a cluster
+        client.client_kill_filter(_type="pubsub", skipme=True)
     until(lambda: not is_near(driver, "q"))
     settle(driver, "q")
 

@@ -25,7 +25,7 @@ class TestSync(BaseStoreSyncTests[bytes]):
 
     @pytest.fixture
     def kv_store(self, url: str) -> AskonceByteStore:
-        return AskonceByteStore(url)
+        return AskonceByteStore(url, deadline=2.0)
 
     @pytest.fixture
     def three_values(self) -> tuple[bytes, bytes, bytes]:
@@ -37,7 +37,7 @@ class TestAsync(BaseStoreAsyncTests[bytes]):
 
     @pytest.fixture
     async def kv_store(self, url: str) -> AskonceByteStore:
-        return AskonceByteStore(url)
+        return AskonceByteStore(url, deadline=2.0)
 
     @pytest.fixture
     def three_values(self) -> tuple[bytes, bytes, bytes]:
@@ -81,11 +81,11 @@ def calls(request: pytest.FixtureRequest) -> Callable[[AskonceByteStore], Calls]
 
 @pytest.fixture
 def store(calls: Callable[[AskonceByteStore], Calls], url: str) -> Calls:
-    return calls(AskonceByteStore(url))
+    return calls(AskonceByteStore(url, deadline=2.0))
 
 
 def test_both_colours_share_what_is_stored(url: str) -> None:
-    store = AskonceByteStore(url)
+    store = AskonceByteStore(url, deadline=2.0)
     store.mset([("a", b"1")])
     assert asyncio.run(store.amget(["a"])) == [b"1"]
     asyncio.run(store.amset([("a", b"2")]))
@@ -164,9 +164,9 @@ def test_scopes_versions_and_namespaces_are_apart(
     calls: Callable[[AskonceByteStore], Calls], url: str
 ) -> None:
     """None serves, lists or removes what is another's."""
-    cache = Cache(url)
-    caches = [cache, cache.scope(tenant="a"), cache.scope(tenant="b"), Cache(url, version="2")]
-    stores = [calls(AskonceByteStore(one)) for one in [*caches, Cache(url, namespace="other")]]
+    cache = Cache(url, deadline=2.0)
+    caches = [cache, cache.scope(tenant="a"), cache.scope(tenant="b"), Cache(url, version="2", deadline=2.0)]
+    stores = [calls(AskonceByteStore(one)) for one in [*caches, Cache(url, namespace="other", deadline=2.0)]]
     for number, store in enumerate(stores):
         store.mset([("k", b"%d" % number), (f"own-{number}", b"")])
     for number, store in enumerate(stores):
@@ -256,7 +256,7 @@ def test_cache_backed_embeddings(url: str) -> None:
         model = Lengths()
         embeddings = CacheBackedEmbeddings.from_bytes_store(
             model,
-            AskonceByteStore(url),
+            AskonceByteStore(url, deadline=2.0),
             namespace="lengths",
             key_encoder="sha256",
             query_embedding_cache=True,

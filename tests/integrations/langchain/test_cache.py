@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def cache(url: str) -> AskonceCache:
-    return AskonceCache(url)
+    return AskonceCache(url, deadline=2.0)
 
 
 class TestHits:
@@ -149,7 +149,7 @@ class TestUsage:
         """Whoever adds tokens up may count those of hits, or not."""
         total = []
         for option in ("keep", "zero"):
-            model = provider.chat(AskonceCache(url, usage_on_hit=option))
+            model = provider.chat(AskonceCache(url, usage_on_hit=option, deadline=2.0))
             model.invoke("q")
             total.append(model.invoke("q").usage_metadata["total_tokens"])
         assert total == [15, 0]
@@ -173,19 +173,26 @@ class TestWhatIsNotShared:
     def test_namespaces(self, provider: Any, url: str) -> None:
         """Nothing is served across namespaces."""
         for namespace in ("a", "b", "a"):
-            provider.chat(AskonceCache(url, namespace=namespace)).invoke("q")
+            provider.chat(AskonceCache(url, namespace=namespace, deadline=2.0)).invoke("q")
         assert provider.calls == 2
 
+    @pytest.mark.parametrize("way", ["invoke", "stream"])
+    @pytest.mark.parametrize("kind", ["chat", "completion"])
     @pytest.mark.parametrize(
-        ("change", "call"), [({"n": 2}, {}), ({"base_url": "http://other/v1"}, {}), ({}, {"stop": ["x"]})]
+        ("change", "call"),
+        [({"n": 2, "best_of": 2}, {}), ({"base_url": "http://other/v1"}, {}), ({}, {"stop": ["x"]})],
+        ids=["n", "address", "stop"],
     )
     def test_parameters(
-        self, provider: Any, cache: AskonceCache, change: dict[str, Any], call: dict[str, Any]
+        self, provider: Any, cache: AskonceCache, change: Any, call: Any, kind: str, way: str
     ) -> None:
         """Another stop, number of answers or address is another question."""
+        if kind == "chat":
+            change = {name: value for name, value in change.items() if name != "best_of"}
+        ask = "invoke" if "n" in change else way  # a stream of several answers is not cached
         for _ in range(2):
-            provider.chat(cache).invoke("q")
-            provider.chat(cache, **change).invoke("q", **call)
+            list(getattr(getattr(provider, kind)(cache), way)("q"))
+            list(getattr(getattr(provider, kind)(cache, **change), ask)("q", **call))
         assert provider.calls == 2
 
     def test_previous_response(self, provider: Any, cache: AskonceCache) -> None:
@@ -202,7 +209,7 @@ class TestWhatIsNotShared:
     ) -> None:
         """No header, API key, token of a tool or question is in any key, value or log record, nor in an error's text."""
         caplog.set_level("DEBUG", logger="askonce")
-        cache = AskonceCache(url)
+        cache = AskonceCache(url, deadline=2.0)
         chat = provider.chat(cache, default_headers={"Authorization": "Bearer SECRET"})
         server = {"type": "mcp", "server_label": "x", "server_url": "http://x", "authorization": "SECRET"}
         tools = provider.chat(cache, use_responses_api=True).bind_tools([server | {"name": "x"}])
@@ -250,7 +257,7 @@ from askonce_langchain import AskonceCache
 from tests.integrations.langchain.conftest import Provider
 
 provider = Provider()
-model = provider.chat(AskonceCache(sys.argv[1]))
+model = provider.chat(AskonceCache(sys.argv[1], deadline=2.0))
 print(model.invoke([HumanMessage("q"), AIMessage("a"), HumanMessage("b")]).text, provider.calls)
 """
         command = [sys.executable, "-c", program, url]
@@ -332,7 +339,7 @@ class TestSwitches:
     @pytest.mark.parametrize("kind", ["chat", "completion"])
     def test_per_model(self, provider: Any, url: str, kind: str, way: str) -> None:
         """A model's own cache beats the global one, which hears nothing of its calls."""
-        everybodys, own = (AskonceCache(url, namespace=name) for name in ("global", "own"))
+        everybodys, own = (AskonceCache(url, namespace=name, deadline=2.0) for name in ("global", "own"))
         set_llm_cache(everybodys)
         for cache, calls in ((None, 1), (own, 2), (own, 2), (None, 2)):
             list(getattr(getattr(provider, kind)(cache), way)("q"))
@@ -384,9 +391,9 @@ class TestConstructor:
     def test_options_are_those_of_the_cache(self, url: str) -> None:
         """A wrong one is refused where it is given."""
         with pytest.raises(TypeError):
-            AskonceCache(url, no_such_option=1)
+            AskonceCache(url, no_such_option=1, deadline=2.0)
         with pytest.raises(ValueError, match="usage_on_hit='x'"):
-            AskonceCache(url, usage_on_hit="x")  # type: ignore[arg-type]
+            AskonceCache(url, usage_on_hit="x", deadline=2.0)  # type: ignore[arg-type]
 
 
 class TestWhatPassesUncached:
@@ -439,6 +446,6 @@ class TestWhatPassesUncached:
 
     def test_strict(self, url: str) -> None:
         """A request that cannot be keyed is a miss even for a strict cache."""
-        cache = AskonceCache(url, strict=True)
+        cache = AskonceCache(url, strict=True, deadline=2.0)
         assert cache.lookup("p", f"{object()!r}") is None
         assert cache.cache.stats().bypassed == 1

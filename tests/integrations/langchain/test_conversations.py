@@ -16,7 +16,7 @@ from askonce_langchain import AskonceCache
 
 @pytest.fixture
 def cache(url: str) -> AskonceCache:
-    return AskonceCache(url)
+    return AskonceCache(url, deadline=2.0)
 
 
 @tool
@@ -39,7 +39,7 @@ def texts(messages: list[BaseMessage]) -> list[str]:
 
 class TestReplay:
     def test_chat(self, provider: Any, cache: AskonceCache) -> None:
-        """What LangChain adds to a hit does not make the next turn another question."""
+        """What LangChain adds to a hit does not make the next turn another question (langchain#35308)."""
         first = conversation(provider.chat(cache))
         assert provider.calls == 3
         assert texts(conversation(provider.chat(cache))) == texts(first)

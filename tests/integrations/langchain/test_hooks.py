@@ -68,7 +68,7 @@ class TestInstalled:
 
     def test_by_install(self, url: str, provider: Any) -> None:
         """``install`` makes the cache the global one; ``uninstall`` undoes that too."""
-        cache = install(url, namespace="mine")
+        cache = install(url, namespace="mine", deadline=2.0)
         assert get_llm_cache() is cache
         assert cache.cache.namespace == "mine"
         for _ in range(2):
@@ -107,7 +107,7 @@ class TestInstalled:
     def test_in_another_process(self, url: str) -> None:
         """A cache that is unpickled there has its hooks there."""
         program = "import pickle, sys; pickle.loads(bytes.fromhex(sys.argv[1])); from langchain_core.language_models import BaseChatModel as m; print(hasattr(m.stream, '__wrapped__'))"
-        command = [sys.executable, "-c", program, pickle.dumps(AskonceCache(url)).hex()]
+        command = [sys.executable, "-c", program, pickle.dumps(AskonceCache(url, deadline=2.0)).hex()]
         root = Path(__file__).parents[3]
         said = subprocess.run(
             command, capture_output=True, text=True, check=True, timeout=60, cwd=root

@@ -1,4 +1,9 @@
-"""What LangChain's own key forgets, and ours does not: each wrong answer shown on LangChain's, and missing on ours."""
+"""
+What LangChain's own key forgets, and ours does not: each wrong answer shown on LangChain's, and missing on ours.
+
+A model that was changed (langchain#39598), what is bound to a completion model (langchain#40403), an edited schema, a class
+that does not say what identifies it (langchain#19328).
+"""
 
 from __future__ import annotations
 

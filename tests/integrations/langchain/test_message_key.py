@@ -190,7 +190,7 @@ def test_canonical_messages() -> None:
     ("policy", "runs"), [(CachePolicy(ttl=60), 2), (CachePolicy(key_func=message_key, ttl=60), 1)]
 )
 def test_the_same_text_runs_the_node_once(url: str, policy: CachePolicy[Any], runs: int) -> None:
-    """LangGraph's own key of a node holds the ids of its messages, and runs it again."""
+    """LangGraph's own key of a node holds the ids of its messages, and runs it again (langgraph#4890)."""
     ran: list[int] = []
 
     def node(state: MessagesState) -> dict[str, Any]:

@@ -189,7 +189,7 @@ class TestNamespaces:
 
     @pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
     async def test_the_peer_has_no_async(self, url: str) -> None:
-        """LangGraph's RedisCache takes an async client, and does not await it."""
+        """LangGraph's RedisCache takes an async client, and does not await it (langgraph#6247)."""
         client = redis.asyncio.Redis.from_url(url)
         peer: RedisCache[Any] = RedisCache(client)
         with pytest.raises(TypeError):
@@ -293,7 +293,7 @@ class TestCost:
         assert commands() == 1
 
     async def test_async_is_no_thread(self, cache: AskonceNodeCache[Any]) -> None:
-        """The async half runs on the loop: no thread does its work."""
+        """The async half runs on the loop: no thread does its work (langgraph#6247)."""
         await cache.aset({ONE: (1, None)})
         before = threading.active_count()
         assert await cache.aget([ONE]) == {ONE: 1}

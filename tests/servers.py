@@ -8,8 +8,10 @@ A promised server that does not start is a failure, not a skip.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import secrets
 import shlex
 import shutil
 import signal
@@ -52,12 +54,11 @@ def _valkey() -> Path:
 
 
 def free_port() -> int:
-    """Return a port that is free now, and whose cluster bus port (+10000) exists."""
+    """Return a port that is free now; neither it nor its cluster bus port (+10000) is one of those for outgoing connections."""
     while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port < 55000:
+        port = 11_000 + secrets.randbelow(10_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
             return port
 
 

@@ -83,7 +83,7 @@ def test_two_hundred_callers_in_eight_processes_make_one_call(crew, play, calls,
 
 def test_a_process_asks_redis_once_for_all_its_callers(url, raw):
     """Fifty threads that wait for another process cost Redis a handful of commands, not fifty."""
-    with Cache(url, namespace="test") as one, Cache(url, namespace="test") as other:
+    with Cache(url, namespace="test", deadline=2) as one, Cache(url, namespace="test", deadline=2) as other:
         gate, answers = Gate(), []
         leading = threading.Thread(target=lambda: answers.append(one.get_or_compute("q", gate)))
         leading.start()

@@ -92,7 +92,9 @@ class Server:
 
     def start(self) -> None:
         """Start, and return once the server answers."""
-        self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        said = self.folder / "said"  # what is wrong with its options it does not log
+        with said.open("wb") as errors:
+            self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=errors)
         end = time.monotonic() + 20
         while time.monotonic() < end:
             try:
@@ -106,8 +108,7 @@ class Server:
                 break
             time.sleep(0.02)
         self.kill()
-        log = self.folder / "log"
-        tail = log.read_text()[-800:] if log.exists() else "(no log)"
+        tail = "".join(text.read_text()[-800:] for text in (self.folder / "log", said) if text.exists())
         raise RuntimeError(f"{self.name} was promised and did not start: {shlex.join(self._command)}\n{tail}")
 
     def freeze(self) -> None:

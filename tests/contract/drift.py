@@ -78,7 +78,7 @@ def _swap(old: str, new: str) -> Callable[[str], str]:
 
 
 MUTATIONS: dict[str, tuple[Callable[[str], str], Scenario]] = {
-    "record forgets the old size": (_swap("(old and old % UNIT or 0) - units", "-units"), ENTRIES),
+    "record forgets the old size": (_swap("old % UNIT - units", "-units"), ENTRIES),
     "drop subtracts nothing": (_swap('  redis.call("ZINCRBY", x, score % UNIT, "#")\n', ""), ENTRIES),
     "evict leaves the entry": (
         _swap('      redis.call("UNLINK", KEYS[i])\n      evicted', "      evicted"),

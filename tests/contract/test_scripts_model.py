@@ -172,9 +172,12 @@ class Model:
                 evicted += self.drop(member)
         return evicted
 
+    def is_near(self, bound):
+        return len(self.recorded) >= bound[0] * 0.98 or self.total >= bound[1] * 0.98
+
     def outlook(self, count, bound):
-        entries, units = len(self.recorded), self.total
-        if count == 0 or (entries < bound[0] * 0.98 and units < bound[1] * 0.98):
+        entries = len(self.recorded)
+        if count == 0 or not self.is_near(bound):
             return []
         if len(self.used) < entries:
             return sorted(self.recorded, key=lambda member: (self.score(member), member))[:count]
@@ -396,7 +399,7 @@ class Scripts(RuleBasedStateMachine):
             self.publish(0, [b"a", b"b"], "nothing")
             self.publish(0, [b"c"], "a part of it")
         if end == "store":
-            self.store(self.grants[-1], None, size, set(TAGS[:1]), bound, peek)
+            self.store(self.grants[-1], None, size, set(TAGS[:1]), bound, peek, True)
         else:
             self.release(0, TOMBSTONE_MS if end == "fail" else 0, b"builtins.ValueError", False)
             self.lease(digest, token, 0, "what is there", waited)
@@ -483,10 +486,11 @@ class Scripts(RuleBasedStateMachine):
         tags=st.sets(st.sampled_from(TAGS), max_size=2),
         bound=bounds,
         peek=numbers,
+        tidy=st.booleans(),
     )
-    def store_under_a_lease(self, number, size, tags, bound, peek):
+    def store_under_a_lease(self, number, size, tags, bound, peek, tidy):
         """STORE with the fence of a lease, which may have been lost long ago."""
-        self.store(self.recent(number), None, size, tags, bound, peek)
+        self.store(self.recent(number), None, size, tags, bound, peek, tidy)
 
     @rule(
         digest=digests,
@@ -494,12 +498,13 @@ class Scripts(RuleBasedStateMachine):
         tags=st.sets(st.sampled_from(TAGS), max_size=2),
         bound=bounds,
         peek=numbers,
+        tidy=st.booleans(),
     )
-    def store_without_a_lease(self, digest, size, tags, bound, peek):
+    def store_without_a_lease(self, digest, size, tags, bound, peek, tidy):
         """STORE of a value that was computed just now: the last writer wins."""
-        self.store(None, digest, size, tags, bound, peek)
+        self.store(None, digest, size, tags, bound, peek, tidy)
 
-    def store(self, grant, digest, size, tags, bound, peek):
+    def store(self, grant, digest, size, tags, bound, peek, tidy):
         model, peek = self.model, peek % 5
         generation = grant.generation if grant else model.word[0]
         digest = grant.digest if grant else digest
@@ -515,7 +520,7 @@ class Scripts(RuleBasedStateMachine):
         answer = self.call(
             STORE, keys, generation, member, 8 if tags else 0, grant.sequence if grant else b"", body, HOUR, 1000,
             bound[0], bound[1], OVERHEAD, 16, peek, grant.fence if grant else b"", grant.holder if grant else b"",
-            self.part.publish, b"d" + digest, *victims,
+            self.part.publish, b"d" + digest, int(tidy), *victims,
         )  # fmt: skip
         now_ms, units = self.now(answer.now_ms), math.ceil((48 + len(body) + OVERHEAD) / 64)
         mine = grant is not None and held is not None and held.value == grant.holder
@@ -555,7 +560,13 @@ class Scripts(RuleBasedStateMachine):
         )  # fmt: skip
         model.record(member, now_ms + HOUR + 1000, units)
         model.used[member] = now_ms + 0.9999  # exact below, if it is still there
-        self.after_eviction(answer, victims, bound, peek, 16, now_ms, member)
+        if model.is_near(bound):
+            self.after_eviction(answer, victims, bound, peek, 16, now_ms, member)
+            return
+        swept = model.sweep(16, now_ms) if tidy else 0
+        assert tuple(answer)[2:] == (swept, 0, 0, [])
+        self.used_now(member)
+        self.victims = []
 
     def after_eviction(self, answer, victims, bound, peek, sweep, now_ms, member=None):
         """Compare what a store or trim says it swept, evicted and names next with the model."""
@@ -739,16 +750,16 @@ class Scripts(RuleBasedStateMachine):
     def upkeep(self, digest, what, peek):
         """What chance alone brings about too seldom."""
         wide, narrow = (10_000, 1_000_000), (1, 1_000_000)
-        self.store(None, digest, 100, set(), wide, 0)
+        self.store(None, digest, 100, set(), wide, 0, True)
         match what:
             case "sweep":
                 self.time_passes(digest, "entry and record")
                 self.trim(wide, 0, 16)
             case "evict without l":  # then those that expire first are named
                 for other in DIGESTS:
-                    self.store(None, other, 100, set(), wide, 0)
+                    self.store(None, other, 100, set(), wide, 0, False)
                 self.something_is_lost("book l")
-                self.store(None, digest, 6, set(), narrow, 1 + peek % 4)
+                self.store(None, digest, 6, set(), narrow, 1 + peek % 4, False)
                 self.trim(narrow, 4, 0)
             case "heal":
                 self.a_stranger_writes(digest, 5000)
@@ -851,7 +862,9 @@ def test_a_grave_is_above_what_it_buries(url):
     state = Scripts(url)
     try:
         state.begin()
-        state.store_without_a_lease(digest=DIGESTS[0], size=6, tags=set(), bound=(10, 1000), peek=0)
+        state.store_without_a_lease(
+            digest=DIGESTS[0], size=6, tags=set(), bound=(10, 1000), peek=0, tidy=True
+        )
         member = state.member(DIGESTS[0])
         ahead = state.micros() + 3_600_000_000  # given out while the clock was ahead
         state.raw.setrange(state.key(member), 8, ahead.to_bytes(8, "big"))

@@ -23,6 +23,7 @@ from .play import (
     NOW,
     Cancelled,
     Player,
+    arguments,
     controlled,
     counts,
     like,
@@ -179,7 +180,7 @@ def test_named_victims_are_passed_with_the_next_store(state, part):
     effect = program.asks()
 
     assert effect.keys[6:] == (PREFIX + b"e:7:v", PREFIX + b"e:7:w")
-    assert effect.args[16:] == (b"7:v", b"10", b"7:w", b"11")
+    assert effect.args[17:] == (b"7:v", b"10", b"7:w", b"11")
     program.answer(stored(victims=(b"7:z", b"12"), evicted=2))
     assert program.end() is True
     assert part.victims == [b"7:z", b"12"]
@@ -233,14 +234,37 @@ def test_when_there_is_more_to_trim(state, answer, more):
     assert play(trim(state, state.partitions[0]), (TRIM, answer)) is more
 
 
+def test_a_store_sweeps_once_a_second_and_while_there_is_more(state, part):
+    """Further ones do not look for what has expired, unless the last one found as much as one call takes."""
+    told = []
+
+    def put(now_ms, swept=0):
+        wanted = make_ask(state, now_ms=now_ms)
+
+        def respond(effect):
+            told.append(arguments(STORE, effect.args)["tidy"])
+            return stored(swept=swept)
+
+        play(store(state, wanted, "value", 0), (STORE, respond))
+
+    put(NOW)
+    put(NOW + 999)
+    put(NOW + 1_000, swept=16)
+    put(NOW + 1_001, swept=3)
+    put(NOW + 1_002)
+    put(NOW - 60_000)  # the clock was set back
+
+    assert told == [1, 0, 1, 1, 0, 1]
+
+
 def test_each_store_passes_a_few_of_the_victims_that_a_trim_named(state, part):
     """Four, not sixty-four: the rest is left to the stores that run at the same time."""
     victims = tuple(b"%d" % number for number in range(128))
     play(trim(state, part), (TRIM, trimmed(victims=victims)))
     one, two = (Player(store(state, make_ask(state), "new", 0)) for _ in range(2))
 
-    assert one.asks().args[16:] == victims[:8]
-    assert two.asks().args[16:] == victims[8:16]
+    assert one.asks().args[17:] == victims[:8]
+    assert two.asks().args[17:] == victims[8:16]
     one.answer(stored(victims=(b"7:z", b"12"), evicted=1))
     assert part.victims == list(victims[16:])
 

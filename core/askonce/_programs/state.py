@@ -21,6 +21,9 @@ T = TypeVar("T")
 _WORD = re.compile(rb"(\d{1,10}):(\d{1,15})")
 _LARGEST_GENERATION = 0xFFFFFFFF  # four bytes of the header
 
+#: How long what has expired may stay in the books while nothing is near a limit.
+SWEEP_MS: Final = 1_000
+
 #: Members whose books look wrong are healed by the next store; more than this wait for the sample of ``heal``.
 _MOST_SUSPECTS = 256
 
@@ -85,6 +88,8 @@ class Partition:
     touch_ms: float = TOUCH_MS
     #: Uses not yet counted in Redis, towards ``Policy.hot``.
     uses: dict[bytes, int] = field(default_factory=dict)
+    #: When a store was last told to sweep.
+    swept_ms: int = 0
     #: When a sample of the books was last compared with its entries.
     healed_ms: int = 0
     #: When entries were last shed because Redis was out of memory.
@@ -106,6 +111,13 @@ class Partition:
         self.touch_ms = TOUCH_MS
         if victims:
             self.touch_ms = min(TOUCH_MS, max(0.0, now_ms - float(victims[1])) * _TOUCH_PART)
+
+    def is_to_sweep(self, now_ms: int) -> bool:
+        """Return whether the store under way is to sweep what has expired: about once a second."""
+        if 0 <= now_ms - self.swept_ms < SWEEP_MS:
+            return False
+        self.swept_ms = now_ms
+        return True
 
     def suspect(self, member: bytes) -> None:
         """Note a member whose books need healing."""

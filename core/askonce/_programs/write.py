@@ -182,6 +182,7 @@ def store_call(
         grant.holder if grant else b"",
         wanted.partition.publish,
         b"d" + wanted.digest,
+        int(wanted.partition.is_to_sweep(wanted.now_ms)),
     )
     return keys + tuple(names.e + victim for victim in victims[::2]), args + tuple(victims)
 
@@ -198,6 +199,8 @@ def settle(state: State, part: Partition, stored: Stored) -> Program[None]:
     counters.add("evicted", stored.evicted)
     part.victims = part.victims or stored.victims
     part.note_pressure(stored.victims, stored.now_ms)
+    if stored.swept == _SWEEP:
+        part.swept_ms = 0  # there may be more: the next store goes on
     if stored.over:
         part.over = True
         if not part.making_room:

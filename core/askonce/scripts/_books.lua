@@ -36,12 +36,16 @@ local function entry_fence(e)
   return fence < 9007199254740992 and fence or 0
 end
 
--- Record a member that lives until expiry_ms and weighs units. Returns true if it was recorded before.
+-- Record a member that lives until expiry_ms and weighs units. Returns true if it was recorded before, and minus the
+-- sum of all units.
 local function record(member, expiry_ms, units)
+  local score = string.format("%.0f", (math.ceil(expiry_ms / 1000) - EPOCH) * UNIT + units)
+  if redis.call("ZADD", x, "NX", score, member) == 1 then
+    return false, redis.call("ZINCRBY", x, -units, "#")
+  end
   local old = redis.call("ZSCORE", x, member)
-  redis.call("ZADD", x, (math.ceil(expiry_ms / 1000) - EPOCH) * UNIT + units, member)
-  redis.call("ZINCRBY", x, (old and old % UNIT or 0) - units, "#")
-  return old and true or false
+  redis.call("ZADD", x, score, member)
+  return true, redis.call("ZINCRBY", x, old % UNIT - units, "#")
 end
 
 -- Take a member out of the books. Returns 1 if it was in x. ZREM comes first: under OOM a script may write
@@ -60,7 +64,7 @@ end
 -- Drop at most limit members whose expiry has passed. "#" has a score <= 0 and is never in the range.
 local function sweep(limit)
   local beyond = string.format("(%.0f", (math.floor(now / 1000) + 1 - EPOCH) * UNIT)
-  local dead = redis.call("ZRANGE", x, 1, beyond, "BYSCORE", "LIMIT", 0, limit)
+  local dead = redis.call("ZRANGE", x, "1", beyond, "BYSCORE", "LIMIT", "0", limit)
   for i = 1, #dead do
     drop(dead[i])
   end

@@ -1,7 +1,7 @@
 -- uses _books
 -- store(keys=[l, x, e, c, k, w, victim...],
 --       args=[generation, member, flags, sequence, body, ttl_ms, window_ms, max_entries, max_units, overhead,
---             sweep, peek, fence, holder, publish, message, (member, score)...])
+--             sweep, peek, fence, holder, publish, message, tidy, (member, score)...])
 --   -> {code, now_ms, swept, evicted, over, [member, score, ...]}
 --
 --   code  1  stored
@@ -11,9 +11,11 @@
 --        -3  refused: the generation has moved, nobody could read it
 --   over  1  still over a limit: call trim with the victims named
 --
--- Stores an entry, keeps the books, sweeps what has expired, evicts the victims that the last reply named, names
--- the next ones, gives the lease back and wakes the waiters: one step, one round trip. The header is written here,
--- so that every time in it is this server's.
+-- Stores an entry, keeps the books, gives the lease back and wakes the waiters: one step, one round trip. The header is
+-- written here, so that every time in it is this server's.
+--
+-- It sweeps what has expired if tidy is 1. Within 2 % of a limit it always does, evicts the victims that the last reply
+-- named, and names the next ones.
 --
 -- sequence: of tags, when the computation began; "" for a value that was computed just now
 -- body:   tags (if flag 8) and payload
@@ -28,10 +30,10 @@ local generation, member, flags, sequence, body = ARGV[1], ARGV[2], ARGV[3], ARG
 local ttl_ms, window_ms = tonumber(ARGV[6]), tonumber(ARGV[7])
 local max_entries, max_units, overhead = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
 local sweep_limit, peek, fence, holder = tonumber(ARGV[11]), tonumber(ARGV[12]), ARGV[13], ARGV[14]
-local publish, message = ARGV[15], ARGV[16]
+local publish, message, tidy = ARGV[15], ARGV[16], ARGV[17]
 
-local held = redis.pcall("GET", k)
-held = type(held) == "string" and held
+local read = redis.call("MGET", c, k)
+local held = read[2]
 
 -- Free the lease if it is ours (an empty tombstone if the answer may not be stored), wake who waits. Near caches hear
 -- of every store: they may hold a copy of an entry that is gone from here.
@@ -44,7 +46,7 @@ local function land(tombstone_ms)
   redis.call(publish, w, message)
 end
 
-local current, latest = string.match(redis.call("GET", c) or "", "^(%d+):(%d+)$")
+local current, latest = string.match(read[1] or "", "^(%d+):(%d+)$")
 if current ~= generation then
   land()
   return {-3, now, 0, 0, 0, {}}
@@ -71,11 +73,17 @@ local fresh_until = now + ttl_ms
 local retained_until = fresh_until + window_ms
 local header = struct.pack(">c3BI4I8I8I8I8I8", "AO\1", tonumber(flags), tonumber(generation), fence, now, fresh_until, retained_until, tonumber(sequence == "" and latest or sequence))
 redis.call("SET", e, header .. body, "PX", string.format("%.0f", ttl_ms + window_ms))
-local replaced = record(member, retained_until, units)
+local replaced, total = record(member, retained_until, units)
 redis.call("ZADD", l, this_use, member)
 land()
 
-local swept = sweep(sweep_limit)
-local evicted = evict(7, 17, max_entries, max_units)
-local over, victims = outlook(peek, max_entries, max_units)
+local swept, evicted, over, victims = 0, 0, 0, {}
+local is_near = redis.call("ZCARD", x) - 1 >= max_entries * 0.98 or -tonumber(total) >= max_units * 0.98
+if is_near or tidy == "1" then
+  swept = sweep(sweep_limit)
+end
+if is_near then
+  evicted = evict(7, 18, max_entries, max_units)
+  over, victims = outlook(peek, max_entries, max_units)
+end
 return {replaced and 2 or 1, now, swept, evicted, over, victims}

@@ -177,11 +177,15 @@ async def async_part(server: Server, rounds: int) -> None:
     for number in range(200):
         await client.set(f"bare:{number}", ANSWER)
         await cache.store(requests[number], ANSWER)
+    part = cache._namespace.state.partitions[0]
+    assert part.word is not None  # it has stored
+    members = [(part.word.prefix + cache.fingerprint(one).encode(),) for one in requests]
     for at_once in (1, 64):
         medians = await ameasure(
             {
                 "redis-py asyncio GET": lambda n: client.get(f"bare:{n % 200}"),
                 "lookup, hit": lambda n: cache.lookup(requests[n % 200]),
+                "... but for fingerprint and decoding": lambda n: cache._read(part, members[n % 200]),
             },
             at_once,
             rounds,

@@ -201,9 +201,9 @@ class Straight:
 
     def by_server(self, partitions: Sequence[int]) -> list[list[int]]:
         """Return the places of those *partitions* that one server can be asked for together."""
-        groups: dict[Node | None, list[int]] = {}
+        groups: dict[Node | int, list[int]] = {}
         for place, index in enumerate(partitions):
-            groups.setdefault(self._nodes[index], []).append(place)
+            groups.setdefault(self._nodes[index] or index, []).append(place)  # alone where it is not known
         return list(groups.values())
 
     def marks(self, fetches: Sequence[Fetch]) -> list[int]:

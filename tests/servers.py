@@ -318,7 +318,10 @@ class Watched:
 
 def raw_slots(client: redis.Redis) -> Any:
     """Return the answer to CLUSTER SLOTS as it came."""
-    connection = client.connection_pool.make_connection()
+    pool = client.connection_pool
+    connection = pool.connection_class(
+        **pool.connection_kwargs
+    )  # a pool counts those that it makes, and has a limit
     try:
         connection.send_command("CLUSTER", "SLOTS")
         return connection.read_response()

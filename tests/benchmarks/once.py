@@ -72,7 +72,8 @@ class Sent:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def _watch(self) -> None:
-        with redis.Redis.from_url(self._url) as client, client.monitor() as monitor:
+        # redis-py 8 gives up after 5 s in which nobody has said anything.
+        with redis.Redis.from_url(self._url, socket_timeout=None) as client, client.monitor() as monitor:
             self._ready.set()
             for command in monitor.listen():
                 name = command["command"].partition(" ")[0].upper()

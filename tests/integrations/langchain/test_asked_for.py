@@ -184,11 +184,12 @@ class TestWhose:
     def test_a_client_of_ones_own(self, provider: Any, url: str) -> None:
         """A ``redis.Redis`` that is configured already is taken as it is, and left open (langchain-redis#11)."""
         with redis.Redis.from_url(url, client_name="mine", decode_responses=True) as client:
+            connection = client.client_id()
             set_llm_cache(cache := AskonceCache(client=client, deadline=2.0))
             for _ in range(2):
                 assert provider.chat().invoke("q").text == "answer 1-0"
             cache.cache.close()
-            assert client.ping()
+            assert client.client_id() == connection
 
 
 class TestHowLong:

@@ -63,6 +63,13 @@ class TestReplay:
 
 
 class TestHistory:
+    def test_message_ids(self, provider: Any, cache: AskonceCache) -> None:
+        """Ids differ from run to run and are not sent: they do not count, in streams either (langchain#33883)."""
+        for number in range(4):
+            history = [HumanMessage("a", id=f"h{number}"), AIMessage("b", id=f"a{number}"), HumanMessage("q")]
+            list(provider.chat(cache).stream(history) if number % 2 else provider.chat(cache).invoke(history))
+        assert provider.calls == 1
+
     def test_artifact(self, provider: Any, cache: AskonceCache) -> None:
         """What a tool keeps for the application is never sent: it does not count."""
         call = AIMessage("", tool_calls=[{"name": "t", "args": {"a": 1}, "id": "1"}])

@@ -180,7 +180,9 @@ class Cluster:
                     command, *settings, "--repl-diskless-sync-delay", "0", *options, name=name, tls=tls
                 )
                 self.servers.append(stack.enter_context(one))
-            self.clients = [stack.enter_context(redis.Redis(port=server.port)) for server in self.servers]
+            self.clients = [
+                stack.enter_context(redis.Redis(port=server.port, protocol=2)) for server in self.servers
+            ]
             self._form()
             self._ended = stack.pop_all()
 

@@ -72,7 +72,7 @@ def user(own_server):
 
     def user(*commands, keys="~ao:*", channels="&ao:*"):
         server = own_server()
-        admin = redis.Redis.from_url(server.url)
+        admin = redis.Redis.from_url(server.url, protocol=2)  # by RESP3 redis-py 8.0 gives bytes
         admin.acl_setuser("app", enabled=True, passwords=["+secret"], reset=True)
         # Redis 6.2 gives a new user all channels.
         admin.execute_command(

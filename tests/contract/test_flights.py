@@ -198,7 +198,7 @@ def test_without_renewal_the_first_to_finish_serves_everybody(crew, play, calls,
 
 def test_a_busy_loop_keeps_its_lease(url):
     """A coroutine that blocks its loop for several leases is still the only one to compute."""
-    brief = Policy(lease=0.3)
+    brief = Policy(lease=1.0)
     with Cache(url, namespace="test", policy=brief) as other:
 
         async def lead():
@@ -206,7 +206,7 @@ def test_a_busy_loop_keeps_its_lease(url):
 
                 async def rude():
                     computing.set()
-                    time.sleep(1.0)
+                    time.sleep(3.0)
                     return "rude"
 
                 return await cache.get_or_compute("q", rude)
@@ -227,7 +227,7 @@ def test_a_busy_loop_keeps_its_lease(url):
 @COLOURS
 def test_all_who_wait_for_a_failing_call_see_the_error_at_once(crew, play, calls, colour, url):
     """One call, twenty callers, twenty errors within moments; who asks afterwards computes."""
-    members = play(4, 5, colour=colour, upstream={"seconds": 0.5, "error": "429"})
+    members = play(4, 5, colour=colour, upstream={"seconds": 1.5, "error": "429"})
     for member in members:
         member.result()
     errors = crew.wait_for("error", 20)

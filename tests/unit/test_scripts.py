@@ -12,7 +12,8 @@ from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, Res
 
 from askonce import BackendUnavailable, scripts
 from askonce._wire.commands import answer, checked, is_unknown_script, pack_load, pack_script
-from askonce.errors import OutOfMemory, Unfit
+from askonce._wire.line import as_error
+from askonce.errors import Moved, OutOfMemory, Unfit
 from askonce.scripts import ALL, Controlled, Healed, Leased, Script, Stored, Trimmed
 
 from .play import signature
@@ -341,6 +342,9 @@ def test_an_answer_of_another_shape_is_an_error_of_the_backend(name, reply):
         (ReadOnlyError("You can't write against a read only replica."), Unfit),
         (ResponseError("NOPERM this user has no permissions"), Unfit),
         (ResponseError("BUSY Redis is busy running a script."), Unfit),
+        (as_error("MASTERDOWN Link with MASTER is down"), Unfit),
+        (as_error("CROSSSLOT Keys in request don't hash to the same slot"), BackendUnavailable),
+        (as_error("ERR the slot has MOVED "), BackendUnavailable),
     ],
 )
 def test_an_error_reply_is_an_error_of_the_backend(error, kind):
@@ -353,6 +357,16 @@ def test_an_error_reply_is_an_error_of_the_backend(error, kind):
     assert type(raised.value) is kind
     assert raised.value.__cause__ is error
     assert checked(b"value") == b"value"
+
+
+@pytest.mark.parametrize(
+    "text", ["MOVED 1 h:1", "ASK 1 h:1", "TRYAGAIN Multiple keys", "CLUSTERDOWN Hash slot"]
+)
+@pytest.mark.parametrize("made", [as_error, ResponseError], ids=["redis-py's", "redis-py 5's"])
+def test_a_redirection_is_known_by_its_first_word(made, text):
+    """Also by a redis-py that has a type for it in its cluster client alone; the message has the word."""
+    with pytest.raises(Moved, match=f"^Redis answered: {text}"):
+        checked(made(text))
 
 
 def test_a_script_that_redis_does_not_hold_is_noticed():

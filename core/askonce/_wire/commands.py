@@ -24,6 +24,12 @@ from ..scripts import Arg, Script
 R = TypeVar("R")
 
 _MOVED = (AskError, TryAgainError, ClusterDownError)  # redis-py's MovedError is an AskError
+_MOVED_WORDS = (
+    "MOVED ",
+    "ASK ",
+    "TRYAGAIN ",
+    "CLUSTERDOWN ",
+)  # redis-py 5 has those types for its own cluster alone
 _UNFIT = (MasterDownError, NoPermissionError, ReadOnlyError)
 _UNFIT_WORDS = ("READONLY", "MASTERDOWN", "LOADING", "BUSY ", "NOPERM", "NOAUTH", "NOREPLICAS", "UNKILLABLE")
 
@@ -62,7 +68,7 @@ def _kind(error: ResponseError) -> type[BackendUnavailable]:
         return OutOfMemory
     if isinstance(error, _UNFIT) or any(word in text for word in _UNFIT_WORDS):
         return Unfit
-    if isinstance(error, _MOVED):
+    if isinstance(error, _MOVED) or text.startswith(_MOVED_WORDS):
         return Moved
     return BackendUnavailable
 

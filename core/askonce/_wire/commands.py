@@ -24,12 +24,8 @@ from ..scripts import Arg, Script
 R = TypeVar("R")
 
 _MOVED = (AskError, TryAgainError, ClusterDownError)  # redis-py's MovedError is an AskError
-_MOVED_WORDS = (
-    "MOVED ",
-    "ASK ",
-    "TRYAGAIN ",
-    "CLUSTERDOWN ",
-)  # redis-py 5 has those types for its own cluster alone
+# redis-py 5 has these types for its own cluster client alone: elsewhere the first word tells.
+_MOVED_WORDS = ("MOVED ", "ASK ", "TRYAGAIN ", "CLUSTERDOWN ")
 _UNFIT = (MasterDownError, NoPermissionError, ReadOnlyError)
 _UNFIT_WORDS = ("READONLY", "MASTERDOWN", "LOADING", "BUSY ", "NOPERM", "NOAUTH", "NOREPLICAS", "UNKILLABLE")
 

@@ -37,12 +37,16 @@ SDK2_TESTS = [
     *map(str, sorted(Path("tests/examples").glob("test_llama_index_*.py"))),
 ]
 
-#: What runs with the oldest dependencies as well: what a wire and a codec are made of.
+#: What runs with the oldest dependencies as well: what depends on what they are.
 OLDEST_TESTS = [
     "tests/integrations/llama_index",
     "tests/unit",
     "--ignore=tests/unit/test_distribution.py",
-    *[f"tests/contract/test_{name}.py" for name in ("cache", "codec", "faults", "held", "multiplexed")],
+    *[
+        f"tests/contract/test_{name}.py"
+        for name in ("borrowed", "cache", "codec", "faults", "held", "multiplexed")
+    ],
+    "tests/cluster/test_clients.py",
 ]
 
 

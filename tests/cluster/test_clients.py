@@ -1,6 +1,7 @@
 """A cluster that the user's own client knows already."""
 
 import pickle
+import re
 
 import pytest
 import redis
@@ -34,6 +35,19 @@ async def test_a_client_of_either_colour_serves_both(url, address, words):
         assert await client.ping()
     with Cache(url, namespace="test", strict=True) as cache:
         assert [one.value for one in cache.get_many(["q", "p"])] == ["answer", "another"]
+
+
+@pytest.mark.usefixtures("url")
+def test_a_node_that_is_taken_for_a_server_of_its_own(server):
+    """Who does not have the slot says so: the call is made without the cache, and its operator reads what to give."""
+    events = []
+    for node in server.servers:
+        with Cache(node.url, namespace="test", deadline=2, on_event=events.append) as cache:
+            assert cache.get_or_compute("q", lambda: "answer") == "answer"
+
+    told = [event.reason for event in events if event.kind == "breaker-opened"]
+    assert len(told) >= 3
+    assert all(re.search(r"MOVED .*: it is a node of a cluster, give redis\+cluster://", one) for one in told)
 
 
 def test_what_is_made_of_a_client_does_not_pickle(address, url):

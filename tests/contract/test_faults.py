@@ -379,7 +379,7 @@ def test_a_replica_serves_hits(own_server, make_driver):
     until(lambda: works(driver))
 
 
-@pytest.mark.parametrize("word", ["LOADING", "BUSY", "MASTERDOWN", "TRYAGAIN", "ERR", "MISCONF", "OOM"])
+@pytest.mark.parametrize("word", ["LOADING", "BUSY", "MASTERDOWN", "ERR", "MISCONF", "OOM"])
 def test_any_error_of_redis_is_an_outage(make_driver, monkeypatch, word):
     """Whatever a command is answered with: the call is made without the cache, and afterwards all is well."""
     driver = make_driver()

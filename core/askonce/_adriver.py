@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextvars import Context
 from typing import Any, TypeVar, assert_never
 
@@ -33,7 +33,7 @@ from ._effects import (
 )
 from ._loops import detach, within
 from ._view import View
-from ._wire.commands import answer, checked, is_unknown_script, pack, pack_load, pack_script
+from ._wire.commands import answer, answers_of, checked, is_unknown_script, pack, pack_load, pack_script
 from .control import NONE, Control
 from .entry import Codec
 from .errors import BackendUnavailable, Unfit
@@ -41,6 +41,11 @@ from .scripts import Script
 from .served import AnyServed
 
 T = TypeVar("T")
+
+
+async def _all(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Return what they return; one alone begins at once, and several in the next turn of the loop."""
+    return [await coroutines[0]] if len(coroutines) == 1 else await asyncio.gather(*coroutines)
 
 
 def _close_registration(registered: asyncio.Future[Any]) -> None:
@@ -105,9 +110,18 @@ class AsyncDriver(View):
 
     async def _note(self, effect: Effect, error: BackendUnavailable) -> None:
         if isinstance(effect, Fetch | Invoke | Ask | Listen):
-            self._namespace.failed(effect.partition, error)
-            if isinstance(error, Unfit) and (node := self._namespace.nodes[effect.partition]) is not None:
-                await node.multiplexers.drop()
+            await self._failed(effect.partition, error)
+
+    async def _failed(self, index: int, error: BackendUnavailable) -> None:
+        self._namespace.failed(index, error)
+        if isinstance(error, Unfit) and (node := self._namespace.nodes[index]) is not None:
+            await node.multiplexers.drop()
+
+    async def _note_all(self, answers: Iterable[tuple[int, object]]) -> None:
+        """Note the errors among the answers of partitions, one of each type."""
+        errors = {type(one): (index, one) for index, one in answers if isinstance(one, BackendUnavailable)}
+        for index, error in errors.values():
+            await self._failed(index, error)
 
     async def _perform(self, effect: Effect, call: Call) -> Any:
         match effect:
@@ -180,10 +194,15 @@ class AsyncDriver(View):
         namespace = self._namespace
         if namespace.state.near is None or (fetched := namespace.straight.near(part, members)) is None:
             return None
+        self._tell_uses()
+        return fetched
+
+    def _tell_uses(self) -> None:
+        """Let Redis know which near copies were used, behind the caller, if that is due."""
+        namespace = self._namespace
         if uses := namespace.straight.due_uses():
             told = programs.tell_used(namespace.state, uses)
             detach(self._run(told, Call()), Context())
-        return fetched
 
     def _ask_for(
         self, part: programs.Partition, members: tuple[bytes, ...], now: float
@@ -199,10 +218,11 @@ class AsyncDriver(View):
     async def _fetch_many(self, fetches: Sequence[Fetch]) -> list[Fetched | BackendUnavailable]:
         straight = self._namespace.straight
         answers = straight.near_copies(fetches)
+        self._tell_uses()
         left = [one for one in fetches if one not in answers]
         places = straight.by_server([one.partition for one in left])
         groups = [[left[place] for place in group] for group in places]
-        for found in await asyncio.gather(*map(self._fetch_together, groups)):
+        for found in await _all(list(map(self._fetch_together, groups))):
             answers.update(found)
         return [answers[one] for one in fetches]
 
@@ -213,9 +233,11 @@ class AsyncDriver(View):
             packed, counts = namespace.straight.pack_fetches(fetches, now)
             replies = await self._exchange(index, packed, sum(counts))
         except BackendUnavailable as error:
-            namespace.failed(index, error)
+            await self._failed(index, error)
             return dict.fromkeys(fetches, error)
-        return namespace.straight.fetched_many(fetches, now, marks, counts, replies)
+        answers = namespace.straight.fetched_many(fetches, now, marks, counts, replies)
+        await self._note_all((one.partition, answer) for one, answer in answers.items())
+        return answers
 
     async def _invoke(self, effect: Invoke[T]) -> T:
         packed = pack_script(effect.script, effect.keys, effect.args)
@@ -234,24 +256,29 @@ class AsyncDriver(View):
         together = [
             self._invoke_together(effect.script, [effect.calls[place] for place in group]) for group in groups
         ]
-        for group, found in zip(groups, await asyncio.gather(*together), strict=True):
+        for group, found in zip(groups, await _all(together), strict=True):
             answers.update(zip(group, found, strict=True))
         return [answers[place] for place in range(len(effect.calls))]
 
     async def _invoke_together(
         self, script: Script[T], calls: Sequence[ScriptCall]
     ) -> list[T | BackendUnavailable]:
-        index, count = calls[0][0], len(calls)
+        namespace, index, count = self._namespace, calls[0][0], len(calls)
         packed = b"".join([pack_script(script, keys, args) for _, keys, args in calls])
+        before = time.monotonic()
         try:
             replies = await self._exchange(index, packed, count)
             if is_unknown_script(replies):
+                before = time.monotonic()
                 again = await self._exchange(index, pack_load(script) + packed, count + 1)
                 replies = again[1:]
         except BackendUnavailable as error:
-            self._namespace.failed(index, error)
+            await self._failed(index, error)
             return [error] * count
-        return self._namespace.answers(script, [index for index, _, _ in calls], replies)
+        answers = answers_of(script, replies)
+        namespace.clock.note(answers[0], before, time.monotonic())
+        await self._note_all((index, answer) for (index, _, _), answer in zip(calls, answers, strict=True))
+        return answers
 
     async def _compute(self, effect: Compute, call: Call) -> list[Computed]:
         compute = call.compute

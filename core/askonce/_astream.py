@@ -175,7 +175,7 @@ class _Elsewhere:
                             programs.read_ahead(namespace.state, wanted, self._elsewhere, relay), self._call
                         )
                     finally:
-                        relay.give()
+                        relay.give(time.monotonic())
                 recorded, count = relay.chunks[count], count + 1
                 for chunk in self._passed.take(recorded):
                     yield chunk
@@ -188,7 +188,7 @@ class _Elsewhere:
                         programs.pull(namespace.state, wanted, self._elsewhere, relay), self._call
                     )
                 finally:
-                    relay.give()
+                    relay.give(time.monotonic())
                 if outcome is not None:
                     self.next = outcome
                     return

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import inspect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, TypeVar, assert_never
 
@@ -35,7 +35,7 @@ from ._effects import (
 )
 from ._loops import running_loop
 from ._view import View
-from ._wire.commands import answer, checked, is_unknown_script, pack, pack_load, pack_script
+from ._wire.commands import answer, answers_of, checked, is_unknown_script, pack, pack_load, pack_script
 from .control import NONE, Control
 from .entry import Codec
 from .errors import BackendUnavailable, ConfigurationError, Unfit
@@ -101,9 +101,18 @@ class Driver(View):
 
     def _note(self, effect: Effect, error: BackendUnavailable) -> None:
         if isinstance(effect, Fetch | Invoke | Ask | Listen):
-            self._namespace.failed(effect.partition, error)
-            if isinstance(error, Unfit) and (node := self._namespace.nodes[effect.partition]) is not None:
-                node.held.drop()
+            self._failed(effect.partition, error)
+
+    def _failed(self, index: int, error: BackendUnavailable) -> None:
+        self._namespace.failed(index, error)
+        if isinstance(error, Unfit) and (node := self._namespace.nodes[index]) is not None:
+            node.held.drop()
+
+    def _note_all(self, answers: Iterable[tuple[int, object]]) -> None:
+        """Note the errors among the answers of partitions, one of each type."""
+        errors = {type(one): (index, one) for index, one in answers if isinstance(one, BackendUnavailable)}
+        for index, error in errors.values():
+            self._failed(index, error)
 
     def _perform(self, effect: Effect, call: Call) -> Any:
         match effect:
@@ -176,10 +185,15 @@ class Driver(View):
         namespace = self._namespace
         if namespace.state.near is None or (fetched := namespace.straight.near(part, members)) is None:
             return None
+        self._tell_uses()
+        return fetched
+
+    def _tell_uses(self) -> None:
+        """Let Redis know which near copies were used, behind the caller, if that is due."""
+        namespace = self._namespace
         if uses := namespace.straight.due_uses():
             told = programs.tell_used(namespace.state, uses)
             namespace.background.submit(functools.partial(self._run, told, Call()))
-        return fetched
 
     def _ask_for(self, part: programs.Partition, members: tuple[bytes, ...], now: float) -> list[Any]:
         """Return the replies to ``pack_fetch``."""
@@ -189,6 +203,7 @@ class Driver(View):
     def _fetch_many(self, fetches: Sequence[Fetch]) -> list[Fetched | BackendUnavailable]:
         straight = self._namespace.straight
         answers = straight.near_copies(fetches)
+        self._tell_uses()
         left = [one for one in fetches if one not in answers]
         places = straight.by_server([one.partition for one in left])
         groups = [[left[place] for place in group] for group in places]
@@ -203,9 +218,11 @@ class Driver(View):
             packed, counts = namespace.straight.pack_fetches(fetches, now)
             replies = self._exchange(index, packed, sum(counts))
         except BackendUnavailable as error:
-            namespace.failed(index, error)
+            self._failed(index, error)
             return dict.fromkeys(fetches, error)
-        return namespace.straight.fetched_many(fetches, now, marks, counts, replies)
+        answers = namespace.straight.fetched_many(fetches, now, marks, counts, replies)
+        self._note_all((one.partition, answer) for one, answer in answers.items())
+        return answers
 
     def _invoke(self, effect: Invoke[T]) -> T:
         packed = pack_script(effect.script, effect.keys, effect.args)
@@ -229,16 +246,21 @@ class Driver(View):
     def _invoke_together(
         self, script: Script[T], calls: Sequence[ScriptCall]
     ) -> list[T | BackendUnavailable]:
-        index, count = calls[0][0], len(calls)
+        namespace, index, count = self._namespace, calls[0][0], len(calls)
         packed = b"".join([pack_script(script, keys, args) for _, keys, args in calls])
+        before = time.monotonic()
         try:
             replies = self._exchange(index, packed, count)
             if is_unknown_script(replies):
+                before = time.monotonic()
                 replies = self._exchange(index, pack_load(script) + packed, count + 1)[1:]
         except BackendUnavailable as error:
-            self._namespace.failed(index, error)
+            self._failed(index, error)
             return [error] * count
-        return self._namespace.answers(script, [index for index, _, _ in calls], replies)
+        answers = answers_of(script, replies)
+        namespace.clock.note(answers[0], before, time.monotonic())
+        self._note_all((index, answer) for (index, _, _), answer in zip(calls, answers, strict=True))
+        return answers
 
     def _compute(self, effect: Compute, call: Call) -> list[Computed]:
         compute = call.compute

@@ -101,7 +101,7 @@ class Namespace:
         self.topology = Topology(self.place, slots, settings.deadline, self._tell, self._learned, self._left)
         #: The server of each partition, and last (META) of what all share; None until the topology is known.
         self.nodes = self.topology.nodes
-        self.straight = Straight(self.state, self.clock, self.nodes, self.failed)
+        self.straight = Straight(self.state, self.clock, self.nodes)
         self.renewals = Renewals(self._renew, self._bury)
         self.background = Background()
         self.publisher = Publisher(self._publish)
@@ -267,20 +267,6 @@ class Namespace:
         finally:
             for lease in leases:
                 self.renewals.discard(lease)
-
-    def answers(
-        self, script: Script[R], partitions: Sequence[int], replies: Sequence[Any]
-    ) -> list[R | BackendUnavailable]:
-        """Return the answer, or the error, of each reply to *script*, which came from these partitions."""
-        found: list[R | BackendUnavailable] = []
-        for index, reply in zip(partitions, replies, strict=True):
-            try:
-                found.append(answer(script, reply))
-            except BackendUnavailable as error:
-                if isinstance(error, Moved):
-                    self.failed(index, error)
-                found.append(error)
-        return found
 
     def with_words(self, held: Held, ttl: Duration | None, tags: Sequence[str]) -> Held:
         """Return *held* with the lifetime and tags that its owner decided at the end."""

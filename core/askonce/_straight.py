@@ -38,14 +38,8 @@ class Reading:
 class Straight:
     """The straight path of one namespace in one process."""
 
-    def __init__(
-        self,
-        state: State,
-        clock: Clock,
-        nodes: Sequence[Node | None],
-        failed: Callable[[int, BackendUnavailable], None],
-    ) -> None:
-        self._state, self.clock, self._nodes, self._failed = state, clock, nodes, failed
+    def __init__(self, state: State, clock: Clock, nodes: Sequence[Node | None]) -> None:
+        self._state, self.clock, self._nodes = state, clock, nodes
         self._near = state.near
         self.readings = [Reading(self, part) for part in state.partitions]
 
@@ -232,7 +226,6 @@ class Straight:
             try:
                 answers[one] = self.fetched(part, one.members, now, mark, mine)
             except BackendUnavailable as error:
-                self._failed(one.partition, error)
                 answers[one] = error
         return answers
 
@@ -250,5 +243,6 @@ def _compare_touches(
             part.suspect(members[0])
     known = {member for member, entry in zip(members, entries, strict=True) if entry is not None}
     part.touched.difference_update(set(members) - known)
-    if changed == len(known):
-        part.touched.update(known)
+    told = known - part.touched  # the others were not told of
+    if changed == len(told):
+        part.touched.update(told)

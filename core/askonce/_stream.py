@@ -116,7 +116,7 @@ def _follow_elsewhere(
                 try:
                     driver._run(programs.read_ahead(driver._namespace.state, wanted, elsewhere, relay), call)
                 finally:
-                    relay.give()
+                    relay.give(time.monotonic())
             chunk, count = relay.chunks[count], count + 1
             yield from passed.take(chunk)
         if relay.ended and count == len(relay.chunks):
@@ -126,7 +126,7 @@ def _follow_elsewhere(
             try:
                 outcome = driver._run(programs.pull(driver._namespace.state, wanted, elsewhere, relay), call)
             finally:
-                relay.give()
+                relay.give(time.monotonic())
             if outcome is not None:
                 return outcome
         else:

@@ -138,10 +138,10 @@ class Relay(Tape):
             self._reading, self._read = True, now
             return True
 
-    def give(self) -> None:
+    def give(self, now: float) -> None:
         """Let another one read."""
         with self._lock:
-            self._reading = False
+            self._reading, self._read = False, now
         self._wake()
 
 

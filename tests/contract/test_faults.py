@@ -379,6 +379,31 @@ def test_a_replica_serves_hits(own_server, make_driver):
     until(lambda: works(driver))
 
 
+def test_a_batch_notes_that_the_server_became_a_replica(own_server, make_driver):
+    """READONLY: as a single call does, so that it is not asked for a lease again and again."""
+    server = own_server()
+    events = []
+    driver = make_driver(server.url, on_event=events.append)
+    assert driver.get_or_compute_many(["a", "b"], lambda missing: missing) == ["a", "b"]
+    redis.Redis.from_url(server.url).replicaof("127.0.0.1", 1)
+
+    assert driver.get_or_compute_many(["c", "d"], lambda missing: missing) == ["c", "d"]
+
+    assert [event.kind for event in events] == ["breaker-opened"]
+    assert "read only" in events[0].reason
+
+
+def test_a_batch_learns_what_time_it_is(driver, raw):
+    """The server's clock, after a sleep of this machine, say: ages are told by it."""
+    driver.store("connect", "v")
+    clock = driver.cache._namespace.clock
+    clock.offset_ms -= 3_600_000
+
+    assert driver.store_many(["a"], ["v"]) == [True]
+
+    assert abs(clock.now() / 1000 - raw.time()[0]) < 60
+
+
 @pytest.mark.parametrize("word", ["LOADING", "BUSY", "MASTERDOWN", "ERR", "MISCONF", "OOM"])
 def test_any_error_of_redis_is_an_outage(make_driver, monkeypatch, word):
     """Whatever a command is answered with: the call is made without the cache, and afterwards all is well."""

@@ -45,6 +45,11 @@ def proxy(url):
     proxy = there(made())
     proxy.url = there(proxy.start(url))
     proxy.let = lambda word: loop.call_soon_threadsafe(getattr(proxy.open, word))
+
+    async def say(data):
+        proxy.say(data)
+
+    proxy.tell = lambda data: there(say(data))
     yield proxy
     there(proxy.stop())
     loop.call_soon_threadsafe(loop.stop)
@@ -202,6 +207,33 @@ def test_a_connection_that_dies_in_use_is_a_failure(make_wire, url, raw):
     with pytest.raises(BackendUnavailable):
         get(wire, "k")
     assert wire.breaker.troubled
+    ends_the_pause(wire)
+
+    assert get(wire, "k") == b"v"
+
+
+@pytest.mark.parametrize("said", [b"-ERR idle timeout\r\n", b"$5\r\nno"])
+def test_what_nobody_asked_for_while_idle_answers_nobody(make_wire, proxy, raw, said):
+    """A proxy says why it will close, say: the connection is replaced before anything is asked on it."""
+    raw.mset({"a": "A", "b": "B"})
+    wire = make_wire(proxy.url)
+    proxy.tell(said)
+    wire._local.used -= held._IDLE + 1
+
+    assert (get(wire, "a"), get(wire, "b")) == (b"A", b"B")
+    assert not wire.breaker.troubled
+
+
+def test_half_a_reply_behind_the_last_one_costs_the_connection(make_wire, proxy, raw, line):
+    """The rest of it would be taken for the next answer."""
+    if line == "slow":
+        pytest.skip("redis-py does not say what else it has read")
+    raw.set("k", "v")
+    wire = make_wire(proxy.url)
+    proxy.answers = [b"$1\r\nv\r\n$1\r\nw"]
+
+    with pytest.raises(BackendUnavailable, match="nobody asked for"):
+        get(wire, "k")
     ends_the_pause(wire)
 
     assert get(wire, "k") == b"v"

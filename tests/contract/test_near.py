@@ -304,6 +304,22 @@ def test_what_is_used_here_is_not_the_first_to_be_evicted(make_driver, raw, name
     assert raw.zscore(names.l, first) is not None
 
 
+def test_uses_in_batches_of_several_partitions_are_told(make_driver, raw):
+    """Of whoever reads nothing but batches too: what it uses is not the first to be evicted."""
+    driver = make_driver(near=Near(), partitions=4)
+    requests = [f"question {number}" for number in range(20)]
+    driver.store_many(requests, requests)
+    part = driver.cache._namespace.state.partitions[driver.explain(requests[0]).partition]
+    member = b"%d:%b" % (
+        driver.explain(requests[0]).generation,
+        driver.cache.fingerprint(requests[0]).encode(),
+    )
+    until(lambda: driver.get_many(requests) and driver.stats().near_hits > 40)
+    before = raw.zscore(part.names.l, member)
+
+    until(lambda: driver.get_many(requests) and raw.zscore(part.names.l, member) > before)
+
+
 def test_uses_of_copies_count_towards_hot(make_driver, raw, names):
     """What is asked for often enough lives longer, wherever it was served from."""
     hot = Hot(threshold=8, window="1h", ttl="6h", max_age="7d")

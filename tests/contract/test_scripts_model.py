@@ -533,7 +533,7 @@ class Scripts(RuleBasedStateMachine):
         elif units > bound[1]:
             refusal = TOO_LARGE
         if refusal is not None:
-            assert tuple(answer) == (refusal, now_ms, 0, 0, 0, [])
+            assert tuple(answer) == (refusal, now_ms, -1, 0, 0, [])
             if mine and refusal == TOO_LARGE:  # who waits computes at once: this failure stands for a moment
                 model.leases[digest] = replace(held, text=b"", failed=True)
                 self.raw.pexpire(self.names.k + digest, TOMBSTONE_MS)
@@ -563,7 +563,7 @@ class Scripts(RuleBasedStateMachine):
         if model.is_near(bound):
             self.after_eviction(answer, victims, bound, peek, 16, now_ms, member)
             return
-        swept = model.sweep(16, now_ms) if tidy else 0
+        swept = model.sweep(16, now_ms) if tidy else -1
         assert tuple(answer)[2:] == (swept, 0, 0, [])
         self.used_now(member)
         self.victims = []

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from askonce import BackendUnavailable, ConfigurationError, NotCached, Policy, Refused, Source
-from askonce._effects import Compute, Detach, Encode, Fetch, FetchMany, Invoke, InvokeMany, Join, Listen
+from askonce._effects import Ask, Compute, Detach, Encode, Fetch, FetchMany, Invoke, InvokeMany, Join, Listen
 from askonce._programs import get_many, get_or_compute, get_or_compute_many
 from askonce.keys import Fingerprints
 from askonce.scripts import CONTROL, FENCED_OFF, LEASE, RELEASE, REPLACED, STORE, TRIM
 
 from .play import (
+    SEQUENCE,
     Cancelled,
     Holder,
     Player,
@@ -463,6 +464,36 @@ def test_a_call_cancelled_while_it_leases_gives_back_what_it_has(state):
     for number in range(128):
         assert Holder(50 + number, b"t%d" % number) in released
     assert len(state.flights) == 0
+
+
+def test_a_call_cancelled_while_it_stores_gives_back_what_is_not_stored(state):
+    """Nobody knows what has reached Redis; giving back a lease that the store has ended does nothing."""
+    program = Player(get_or_compute_many(state, asks(state, 2)))
+    program.play((Fetch, fetched(None, None)), leases(granted(50), granted(51)))
+    program.play((Compute, computed("A", "B")), (STORE, Cancelled()))
+    program.play((like(RELEASE, holder=Holder(50, b"t0"), tombstone_ms=0), True))
+    with pytest.raises(Cancelled):
+        program.play((like(RELEASE, holder=Holder(51, b"t1"), tombstone_ms=0), True))
+
+    assert len(state.flights) == 0
+
+
+def test_a_tag_that_cannot_be_read_stops_no_other_request():
+    """An answer was stored meanwhile, and Redis goes away before its tag is known: computed, and the others leased."""
+    state = make_state(2)
+    tagged = found(entry("theirs", tags=(b"12345678",), sequence=SEQUENCE - 50))
+    served = play(
+        get_or_compute_many(state, over(state, 2)),
+        (FetchMany, [fetched(None), fetched(None)]),
+        leases(tagged, granted(50)),
+        (Ask, AWAY),
+        (Compute, lambda effect: computed(*effect.indices)),
+        stores(stored()),
+    )
+
+    assert values(served) == [0, 1]
+    assert sources(served) == [Source.BYPASSED, Source.COMPUTED]
+    assert counts(state)["backend_errors"] == 1
 
 
 def test_expired_entries_stand_in_for_an_error(state):

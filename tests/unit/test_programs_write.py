@@ -238,7 +238,7 @@ def test_a_store_sweeps_once_a_second_and_while_there_is_more(state, part):
     """Further ones do not look for what has expired, unless the last one found as much as one call takes."""
     told = []
 
-    def put(now_ms, swept=0):
+    def put(now_ms, swept=0):  # of which Redis says at NOW that it swept so many
         wanted = make_ask(state, now_ms=now_ms)
 
         def respond(effect):
@@ -248,13 +248,24 @@ def test_a_store_sweeps_once_a_second_and_while_there_is_more(state, part):
         play(store(state, wanted, "value", 0), (STORE, respond))
 
     put(NOW)
-    put(NOW + 999)
+    put(NOW + 999, swept=-1)
     put(NOW + 1_000, swept=16)
     put(NOW + 1_001, swept=3)
-    put(NOW + 1_002)
+    put(NOW + 999, swept=-1)
     put(NOW - 60_000)  # the clock was set back
 
     assert told == [1, 0, 1, 1, 0, 1]
+    assert counts(state)["expired"] == 19
+
+
+def test_stores_that_go_together_all_sweep(state, part):
+    """Until Redis has said that there is no more: a batch takes out as much as it puts in."""
+    told = []
+    for number in range(3):
+        wanted = make_ask(state, now_ms=NOW + number)
+        told.append(arguments(STORE, Player(store(state, wanted, "value", 0)).asks().args)["tidy"])
+
+    assert told == [1, 1, 1]
 
 
 def test_each_store_passes_a_few_of_the_victims_that_a_trim_named(state, part):

@@ -172,7 +172,7 @@ def test_one_reads_and_the_others_wait_for_it():
     assert other.done()
     assert relay.turn(0, 100.0).done()
     late = relay.turn(1, 100.0)
-    relay.give()
+    relay.give(100.0)
     assert late.done()
     assert relay.turn(1, 100.0) is None
 
@@ -183,14 +183,14 @@ def test_who_takes_its_time_reads_ahead_now_and_then():
     assert relay.turn(0, 100.0) is None
     assert not relay.lags(200.0)  # somebody is reading
     relay.append(b"a")
-    relay.give()
+    relay.give(100.0)
     assert not relay.lags(100.9)
     assert relay.lags(101.0)
     assert not relay.lags(200.0)
-    relay.give()
-    assert not relay.lags(101.9)
-    assert relay.lags(102.0)
-    relay.give()
+    relay.give(110.0)  # it took its time itself
+    assert not relay.lags(110.9)
+    assert relay.lags(111.0)
+    relay.give(111.0)
     relay.end(complete=True)
     assert not relay.lags(200.0)
 

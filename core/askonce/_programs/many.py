@@ -85,13 +85,15 @@ def _find_many(
         ]
         answers = (yield from fetch_many(fetches)) if fetches else []
         for (word, group), answer in zip(asked, answers, strict=True):
+            if isinstance(answer, BackendUnavailable):
+                away.add(group[0].partition.index)
+                continue
             try:
-                if isinstance(answer, BackendUnavailable):
-                    raise answer
                 yield from _judge_group(state, word, group, answer, founds)
             except BackendUnavailable as error:
                 failed(state, error)
                 away.add(group[0].partition.index)
+        yield from _note_failures(state, [group[0] for _, group in asked], answers)
     return founds, away
 
 
@@ -291,7 +293,13 @@ def _compute_mine(
         text, pause = error_type(answer.value), pause_ms(state, wanted)
         yield from release(state, wanted, grants.get(wanted.digest), text, pause)
     state.counters.add("computed", len(answers))
-    landed = yield from _keep_many(state, answers, grants)
+    try:
+        landed = yield from _keep_many(state, answers, grants)
+    except (GeneratorExit, BackendUnavailable):
+        raise
+    except BaseException:  # cancelled: what is stored has no lease any more
+        yield from _release_all(state, [wanted for wanted, _ in answers if wanted.digest in grants], grants)
+        raise
     for wanted, answer in answers:
         source = Source.COMPUTED if wanted.digest in grants else Source.BYPASSED
         if source is Source.BYPASSED:
@@ -337,6 +345,7 @@ def _lease_all(
         asked += [wanted for _, wanted in under]
         calls = [_lease_call(word, wanted, founds) for word, wanted in under]
         answers: list[Leased | BackendUnavailable] = yield from invoke_many(LEASE, calls)
+        there: list[tuple[Word, Ask, Leased]] = []
         for (word, wanted), leased in zip(under, answers, strict=True):
             if isinstance(leased, BackendUnavailable):
                 refused.add(wanted.digest)
@@ -346,14 +355,20 @@ def _lease_all(
             elif leased.code == FOUND and not wanted.read:
                 refused.add(wanted.digest)  # stored meanwhile: this caller wants an answer of its own
             elif leased.code == FOUND:
-                current = parse_word(leased.word) or word
-                found = yield from judge(state, wanted, current, leased.entry, leased.now_ms)
-                if found is not None and found.freshness in {Freshness.FRESH, Freshness.EARLY}:
-                    _, flight = mine.pop(wanted.digest)
-                    state.flights.land(flight, found.landed())
-                    state.counters.add("coalesced")
-                    served[wanted.digest] = found.served(Source.COALESCED)
+                there.append((parse_word(leased.word) or word, wanted, leased))
         yield from _note_failures(state, [wanted for _, wanted in under], answers)
+        for current, wanted, leased in there:  # now that all that was granted is known
+            try:
+                found = yield from judge(state, wanted, current, leased.entry, leased.now_ms)
+            except BackendUnavailable as error:
+                failed(state, error)
+                refused.add(wanted.digest)
+                continue
+            if found is not None and found.freshness in {Freshness.FRESH, Freshness.EARLY}:
+                _, flight = mine.pop(wanted.digest)
+                state.flights.land(flight, found.landed())
+                state.counters.add("coalesced")
+                served[wanted.digest] = found.served(Source.COALESCED)
     return refused
 
 

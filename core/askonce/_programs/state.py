@@ -114,10 +114,7 @@ class Partition:
 
     def is_to_sweep(self, now_ms: int) -> bool:
         """Return whether the store under way is to sweep what has expired: about once a second."""
-        if 0 <= now_ms - self.swept_ms < SWEEP_MS:
-            return False
-        self.swept_ms = now_ms
-        return True
+        return not 0 <= now_ms - self.swept_ms < SWEEP_MS
 
     def suspect(self, member: bytes) -> None:
         """Note a member whose books need healing."""

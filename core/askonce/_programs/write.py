@@ -195,12 +195,12 @@ def settle(state: State, part: Partition, stored: Stored) -> Program[None]:
     else:
         counters.add("stored")
         counters.add("replaced", stored.code == REPLACED)
-    counters.add("expired", stored.swept)
+    counters.add("expired", max(stored.swept, 0))
     counters.add("evicted", stored.evicted)
     part.victims = part.victims or stored.victims
     part.note_pressure(stored.victims, stored.now_ms)
-    if stored.swept == _SWEEP:
-        part.swept_ms = 0  # there may be more: the next store goes on
+    if 0 <= stored.swept < _SWEEP:
+        part.swept_ms = stored.now_ms
     if stored.over:
         part.over = True
         if not part.making_room:

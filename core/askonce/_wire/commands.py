@@ -76,3 +76,14 @@ def answer(script: Script[R], reply: Any) -> R:
         return script.decode(reply)
     except (TypeError, ValueError, AttributeError, IndexError) as error:
         raise BackendUnavailable(f"{script.name} answered {reply!r:.200}") from error
+
+
+def answers_of(script: Script[R], replies: Iterable[Any]) -> list[R | BackendUnavailable]:
+    """Return the answer, or the error, of each reply to *script*."""
+    found: list[R | BackendUnavailable] = []
+    for reply in replies:
+        try:
+            found.append(answer(script, reply))
+        except BackendUnavailable as error:
+            found.append(error)
+    return found

@@ -75,7 +75,7 @@ class Direct:
             socket.settimeout(left)
         if timeout is not None:
             socket.settimeout(timeout)
-        if len(replies) > count:
+        if len(replies) > count or reader.has_data():
             raise InvalidResponse("a reply that nobody asked for")
         return replies
 
@@ -105,7 +105,7 @@ class _Local(threading.local):
     """What one thread holds."""
 
     line: _Line | None = None
-    used: float = 0.0  # when the connection last answered
+    used: float = 0.0  # when the last exchange that was answered began
     due: float = 0.0  # when what redis-py does must have ended
     reads: int = 0  # how often the socket was read for it
 
@@ -135,6 +135,14 @@ def _line(connection: Any, local: _Local) -> _Line:
     return Slow(connection, local)
 
 
+def _is_dead(connection: Any) -> bool:
+    """Return whether a connection that nobody waits on was closed, or says what nobody asked."""
+    try:
+        return bool(connection.can_read(0))
+    except (RedisError, OSError):
+        return True
+
+
 class Held:
     """Exchanges with one server on a connection that belongs to the calling thread."""
 
@@ -158,6 +166,9 @@ class Held:
         line, local.line = local.line, None
         now = time.monotonic()
         try:
+            if line is not None and now - local.used >= _IDLE and _is_dead(line.connection):
+                line.connection.disconnect()
+                line = None
             if line is None:
                 line = self._connect()
                 replies = line.exchange(packed, count, time.monotonic() + self._deadline)

@@ -14,8 +14,8 @@
 -- Stores an entry, keeps the books, gives the lease back and wakes the waiters: one step, one round trip. The header is
 -- written here, so that every time in it is this server's.
 --
--- It sweeps what has expired if tidy is 1. Within 2 % of a limit it always does, evicts the victims that the last reply
--- named, and names the next ones.
+-- It sweeps what has expired if tidy is 1 (swept is -1 where it did not look). Within 2 % of a limit it always does,
+-- evicts the victims that the last reply named, and names the next ones.
 --
 -- sequence: of tags, when the computation began; "" for a value that was computed just now
 -- body:   tags (if flag 8) and payload
@@ -49,7 +49,7 @@ end
 local current, latest = string.match(read[1] or "", "^(%d+):(%d+)$")
 if current ~= generation then
   land()
-  return {-3, now, 0, 0, 0, {}}
+  return {-3, now, -1, 0, 0, {}}
 end
 
 local stored = entry_fence(e)
@@ -59,14 +59,14 @@ else
   fence = tonumber(fence)
   if stored > fence then
     land()
-    return {-1, now, 0, 0, 0, {}}
+    return {-1, now, -1, 0, 0, {}}
   end
 end
 
 local units = math.ceil((48 + #body + overhead) / 64)
 if units > max_units or units >= UNIT then
   land(300)
-  return {-2, now, 0, 0, 0, {}}
+  return {-2, now, -1, 0, 0, {}}
 end
 
 local fresh_until = now + ttl_ms
@@ -77,7 +77,7 @@ local replaced, total = record(member, retained_until, units)
 redis.call("ZADD", l, this_use, member)
 land()
 
-local swept, evicted, over, victims = 0, 0, 0, {}
+local swept, evicted, over, victims = -1, 0, 0, {}
 local is_near = redis.call("ZCARD", x) - 1 >= max_entries * 0.98 or -tonumber(total) >= max_units * 0.98
 if is_near or tidy == "1" then
   swept = sweep(sweep_limit)

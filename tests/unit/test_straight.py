@@ -1,0 +1,79 @@
+"""What the drivers read, judge and note without a program."""
+
+from __future__ import annotations
+
+import pytest
+
+from askonce._clock import Clock
+from askonce._straight import Straight
+from askonce.near import Near, NearCache
+from askonce.policy import Policy
+
+from .play import MEMBER, NOW, WORD, counts, entry, make_state
+
+
+@pytest.fixture
+def state():
+    return make_state()
+
+
+@pytest.fixture
+def part(state):
+    return state.partitions[0]
+
+
+@pytest.fixture
+def straight(state):
+    return Straight(state, Clock(), [None])
+
+
+def reads(straight, part, members, now):
+    """Read entries that are there; return how many of them Redis is told of."""
+    _, due = straight.pack_fetch(part, members, now)
+    found = [WORD, *[entry() for _ in members]]
+    straight.fetched(part, members, now, 0, [found, len(due)] if due else [found])
+    return len(due)
+
+
+def test_a_use_is_told_once_a_second(straight, part):
+    """Of each member, whatever it is read together with."""
+    now = straight.clock.now()
+
+    assert reads(straight, part, (b"A", b"B"), now) == 2
+    assert reads(straight, part, (b"A", b"B"), now + 1) == 0
+    assert reads(straight, part, (b"A", b"B", b"C"), now + 2) == 1
+    assert reads(straight, part, (b"A", b"B", b"C"), now + 3) == 0
+    assert reads(straight, part, (b"C",), now + 1_000) == 1
+
+
+@pytest.mark.parametrize(
+    ("word", "data", "policy"),
+    [
+        (b"7:101", entry(), Policy()),  # the control word has moved
+        (WORD, entry(generation=6), Policy()),
+        (WORD, entry(age=20), Policy()),
+        (WORD, entry(tags=(b"12345678",), sequence=99), Policy()),
+        (WORD, None, Policy()),
+        (WORD, entry()[:40], Policy()),
+        (WORD, entry(), Policy(early=1.0)),
+    ],
+)
+def test_what_is_no_plain_hit_is_left_to_the_program(straight, state, part, word, data, policy):
+    """What was read goes along, and nothing is counted."""
+    replies = [[word, data]]
+    served, fetched = straight.judged(part, part.word, MEMBER, NOW, 0, replies, policy, None, None)
+
+    assert (served, fetched.word, fetched.entries) == (None, word, [data])
+    assert counts(state) == {}
+
+
+@pytest.mark.parametrize("near", [None, Near()])
+def test_a_plain_hit_is_served_and_counted(state, part, near):
+    """With its age and what is left of its life."""
+    state.near = None if near is None else NearCache(near)
+    straight = Straight(state, Clock(), [None])
+    data = entry("answer", age=1.0, ttl=10.0)
+    served, _ = straight.judged(part, part.word, MEMBER, NOW, 0, [[WORD, data]], Policy(), None, None)
+
+    assert (served.value, served.age, served.ttl) == ("answer", 1.0, 9.0)
+    assert counts(state) == {"hits": 1}

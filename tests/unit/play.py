@@ -143,7 +143,11 @@ def play(program: Any, *lines: tuple[Any, Any]) -> Any:
 
 @dataclass(frozen=True)
 class like:
-    """A call of *script*, or several, with at least these arguments, named as in the head of the script."""
+    """
+    A call of *script*, or several, with at least these arguments, named as in the head of the script.
+
+    A list has the argument of each call.
+    """
 
     script: Script[Any]
     words: dict[str, Any]
@@ -157,7 +161,10 @@ class like:
             return False
         several = [args for _, _, args in effect.calls] if isinstance(effect, InvokeMany) else [effect.args]
         given = [arguments(effect.script, args) for args in several]
-        return all(one[name] == value for one in given for name, value in self.words.items())
+        return all(
+            [one[name] for one in given] == (value if isinstance(value, list) else [value] * len(given))
+            for name, value in self.words.items()
+        )
 
 
 def signature(script: Script[Any]) -> tuple[list[str], list[str]]:

@@ -398,11 +398,11 @@ def test_leases_that_redis_refused_are_raised_by_a_strict_cache():
         match effect:
             case Fetch():
                 return fetched(None, None)
-            case InvokeMany():
+            case InvokeMany(script=script) if script is LEASE:
                 return [granted(50), AWAY]
-            case Invoke():
-                released.append(arguments(RELEASE, effect.args)["holder"])
-                return True
+            case InvokeMany():
+                released.extend(arguments(RELEASE, args)["holder"] for _, _, args in effect.calls)
+                return [True] * len(effect.calls)
 
     with pytest.raises(BackendUnavailable):
         run(get_or_compute_many(state, asks(state, 2)), respond)
@@ -420,9 +420,9 @@ def test_an_error_gives_all_leases_back(state, error):
     program = Player(get_or_compute_many(state, asks(state, 3)))
     program.play((Fetch, fetched(None, None, None)), leases(granted(50), held(), granted(52)))
     program.play((is_compute(0, 2), error))
-    program.play((like(RELEASE, holder=Holder(50, b"t0"), text=name, tombstone_ms=300), True))
+    both = [Holder(50, b"t0"), Holder(52, b"t2")]
     with pytest.raises(type(error)) as raised:
-        program.play((like(RELEASE, holder=Holder(52, b"t2"), text=name, tombstone_ms=300), True))
+        program.play((like(RELEASE, holder=both, text=name, tombstone_ms=300), True))
 
     assert raised.value is error
     assert len(state.flights) == 0
@@ -435,9 +435,8 @@ def test_a_cancelled_call_hands_all_leases_over(state):
     program.asks()
     flights = [state.flights.board(wanted.flight_key)[0] for wanted in asks(state, 2)]
     program.play(leases(granted(50), granted(51)), (Compute, Cancelled()))
-    program.play((like(RELEASE, holder=Holder(50, b"t0"), tombstone_ms=0), True))
     with pytest.raises(Cancelled):
-        program.play((like(RELEASE, holder=Holder(51, b"t1"), tombstone_ms=0), True))
+        program.play((like(RELEASE, holder=[Holder(50, b"t0"), Holder(51, b"t1")], tombstone_ms=0), True))
 
     assert [flight.future.result(0) for flight in flights] == [None, None]
 
@@ -450,13 +449,13 @@ def test_a_call_cancelled_while_it_leases_gives_back_what_it_has(state):
         match effect:
             case Fetch():
                 return fetched(*[None] * len(effect.members))
-            case InvokeMany():
+            case InvokeMany(script=script) if script is LEASE:
                 if effect.calls[0][2][1] != Holder(None, b"t0"):
                     return Cancelled()
                 return [granted(50 + number) for number in range(len(effect.calls))]
-            case Invoke():
-                released.append(arguments(effect.script, effect.args)["holder"])
-                return True
+            case InvokeMany():
+                released.extend(arguments(RELEASE, args)["holder"] for _, _, args in effect.calls)
+                return [True] * len(effect.calls)
 
     with pytest.raises(Cancelled):
         run(get_or_compute_many(state, asks(state, 130)), respond)
@@ -471,9 +470,8 @@ def test_a_call_cancelled_while_it_stores_gives_back_what_is_not_stored(state):
     program = Player(get_or_compute_many(state, asks(state, 2)))
     program.play((Fetch, fetched(None, None)), leases(granted(50), granted(51)))
     program.play((Compute, computed("A", "B")), (STORE, Cancelled()))
-    program.play((like(RELEASE, holder=Holder(50, b"t0"), tombstone_ms=0), True))
     with pytest.raises(Cancelled):
-        program.play((like(RELEASE, holder=Holder(51, b"t1"), tombstone_ms=0), True))
+        program.play((like(RELEASE, holder=[Holder(50, b"t0"), Holder(51, b"t1")], tombstone_ms=0), True))
 
     assert len(state.flights) == 0
 
@@ -504,11 +502,9 @@ def test_expired_entries_stand_in_for_an_error(state):
             case Fetch():
                 return fetched(EXPIRED, entry("b"), EXPIRED)
             case InvokeMany():
-                return [granted(50), granted(51)]
+                return [granted(50), granted(51)] if effect.script is LEASE else [True, True]
             case Compute():
                 return ValueError("model is down")
-            case Invoke():
-                return True
 
     served = run(get_or_compute_many(state, asks(state, 3, policy=WINDOWS)), respond)
 
@@ -546,8 +542,7 @@ def test_a_refresh_of_many_that_fails_keeps_away_and_is_counted(state, error):
         assert counts(state)["backend_errors"] == 1
     else:
         refresh.play(leases(granted(), granted()), (is_compute(0, 1), error))
-        assert arguments(RELEASE, refresh.asks().args)["tombstone_ms"] == 1000
-        refresh.play((RELEASE, True), (RELEASE, True)).end()
+        refresh.play((like(RELEASE, tombstone_ms=[1000, 1000]), True)).end()
         assert counts(state)["refresh_errors"] == 1
     assert len(state.flights) == 0
 
@@ -572,8 +567,7 @@ def test_what_may_not_be_stored_is_served(state):
         (Compute, computed("A", "", object())),
         (Encode, lambda effect: encoded(effect)),
         (Encode, Refused("empty")),
-        (like(RELEASE, holder=Holder(51, b"t1"), text=""), True),
-        (like(RELEASE, holder=Holder(52, b"t2"), text=""), True),
+        (like(RELEASE, holder=[Holder(51, b"t1"), Holder(52, b"t2")], text=""), True),
         stores(stored()),
     )
 
@@ -793,7 +787,8 @@ def test_whatever_happens_at_any_step_nothing_is_left(step, error):
             case Fetch():
                 return fetched(None, None)
             case InvokeMany():
-                return [granted(), held()] if effect.script is LEASE else [stored()]
+                answers = {"lease": [granted(), held()], "store": [stored()], "release": [True, True]}
+                return answers[effect.script.name][: len(effect.calls)]
             case Invoke():
                 return {"lease": lambda: next(single, granted()), "store": stored, "release": lambda: True}[
                     effect.script.name

@@ -28,12 +28,14 @@ from .find import Found, connect, failed, find, judge, keep_step, serve, use
 from .state import Ask, State, Word, by_partition, parse_word, together
 from .write import (
     PEEK,
+    TOMBSTONE_MS,
+    Given,
     Grant,
     admitted,
+    by_token,
     encode_for_store,
     landing,
-    release,
-    release_by_token,
+    release_many,
     settle,
     shed,
     store_call,
@@ -279,10 +281,11 @@ def _compute_mine(
         raise
     except BaseException as error:
         text = error_type(error) if isinstance(error, Exception) else None
-        for wanted in turn:
-            yield from release(state, wanted, grants.get(wanted.digest), text, pause_ms(state, wanted))
+        given = [_given(one, grants, text, pause_ms(state, one)) for one in turn if one.digest in grants]
+        yield from release_many(state, given)
         raise
     answers: list[tuple[Ask, Computed]] = []
+    given = []
     for wanted, answer in zip(turn, computed, strict=True):
         if not isinstance(answer.value, Exception):
             answers.append((wanted, answer))
@@ -290,10 +293,11 @@ def _compute_mine(
         failures[wanted.digest] = answer.value
         _, flight = mine.pop(wanted.digest)
         state.flights.land(flight, error=answer.value)
-        text, pause = error_type(answer.value), pause_ms(state, wanted)
-        yield from release(state, wanted, grants.get(wanted.digest), text, pause)
+        if wanted.digest in grants:
+            given.append(_given(wanted, grants, error_type(answer.value), pause_ms(state, wanted)))
     state.counters.add("computed", len(answers))
     try:
+        yield from release_many(state, given)
         landed = yield from _keep_many(state, answers, grants)
     except (GeneratorExit, BackendUnavailable):
         raise
@@ -311,11 +315,14 @@ def _compute_mine(
 
 
 def _release_all(state: State, asks: list[Ask], grants: dict[bytes, Grant]) -> Program[None]:
-    for wanted in asks:
-        if wanted.digest in grants:
-            yield from release(state, wanted, grants[wanted.digest], None)
-        else:
-            yield from release_by_token(state, wanted)
+    given = [_given(one, grants, None) if one.digest in grants else by_token(one) for one in asks]
+    yield from release_many(state, given)
+
+
+def _given(
+    wanted: Ask, grants: dict[bytes, Grant], text: str | None, tombstone_ms: int = TOMBSTONE_MS
+) -> Given:
+    return Given(wanted, grants[wanted.digest].holder, text, tombstone_ms)
 
 
 def _lease_all(
@@ -400,6 +407,7 @@ def _keep_many(
     state: State, answers: Sequence[tuple[Ask, Computed]], grants: dict[bytes, Grant]
 ) -> Program[dict[bytes, Landed]]:
     ready: dict[bytes, Encoded] = {}
+    refused: list[Given] = []
     landed: dict[bytes, Landed] = {}
     for wanted, answer in answers:
         encoded = yield from admitted(state, answer.value, answer.cost_ms)
@@ -408,8 +416,9 @@ def _keep_many(
         )
         if encoded is not None and wanted.write and wanted.digest in grants:
             ready[wanted.digest] = encoded
-        else:
-            yield from release(state, wanted, grants.get(wanted.digest), "")
+        elif wanted.digest in grants:
+            refused.append(_given(wanted, grants, ""))
+    yield from release_many(state, refused)
     for chunk in together([wanted for wanted, _ in answers if wanted.digest in ready]):
         to_store = [(wanted, ready[wanted.digest], grants[wanted.digest]) for wanted in chunk]
         codes = yield from _store_chunk(state, to_store)
@@ -459,14 +468,15 @@ def _store_chunk(
     answers: list[Stored | BackendUnavailable] = yield from invoke_many(STORE, calls)
     asked = [chunk[place][0] for place in places]
     state.drop_near(wanted.digest for wanted in asked)
+    given: list[Given] = []
     last = {wanted.partition.index: wanted for wanted in asked}
     for place, wanted, stored in zip(places, asked, answers, strict=True):
         _, encoded, grant = chunk[place]
         if isinstance(stored, BackendUnavailable):
-            if isinstance(
-                stored, OutOfMemory | Moved
-            ):  # it answers: those who wait need not wait for the end
-                yield from release(state, wanted, grant, "")
+            if grant is not None and isinstance(stored, OutOfMemory | Moved):
+                given.append(
+                    Given(wanted, grant.holder, "")
+                )  # it answers: nobody need wait for the lease's end
             continue
         if stored.code == MOVED and grant is None:
             codes[place] = yield from _write_anew(state, wanted, encoded)
@@ -475,6 +485,7 @@ def _store_chunk(
         is_last = last[wanted.partition.index] is wanted
         yield from settle(state, wanted.partition, stored if is_last else stored._replace(over=0, victims=[]))
         codes[place] = stored.code
+    yield from release_many(state, given)
     yield from _note_failures(state, asked, answers)
     return codes
 

@@ -131,9 +131,9 @@ class Straight:
 
         *word* is the control word by which the member was named, *raw* the one that was read beside the entry.
         """
-        if (
-            data is None or raw != word.raw or policy.hot is not None or policy.early
-        ):  # uses counted, chances drawn
+        if policy.hot is not None or policy.early:  # then uses are counted, or chances drawn
+            return None
+        if data is None or raw != word.raw:
             return None
         try:
             value, age_ms, ttl_ms = read_plain(data, word.generation, now_ms, codec, word.sequence)

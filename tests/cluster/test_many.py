@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import pytest
 from tests.contract.test_many import *  # noqa: F403
 
 from askonce._wire.held import Held
@@ -32,4 +33,10 @@ def test_a_batch_costs_a_round_trip_a_server(driver, monkeypatch):
     assert driver.get_or_compute_many(requests[50:], lambda missing: missing) == requests[50:]
 
     assert len(spread) > 8
+    assert list(asked.values()) == [3, 3, 3]
+
+    for turn in ("the script is loaded", "and counted"):  # the leases are given back in one round trip, too
+        asked.clear()
+        with pytest.raises(ZeroDivisionError):
+            driver.get_or_compute_many([f"{turn} {number}" for number in range(50)], lambda _: 1 / 0)
     assert list(asked.values()) == [3, 3, 3]

@@ -24,7 +24,7 @@ from redis.connection import Connection
 
 from askonce import AskonceError, AsyncCache, BackendUnavailable, Cache, Policy, Source, scripts
 from askonce._wire import held, listener, renewals
-from askonce._wire.line import MORE, as_error
+from askonce._wire.commands import MORE, as_error
 from askonce._wire.multiplexed import Multiplexed
 
 from . import forks

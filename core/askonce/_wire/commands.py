@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import hiredis
+from redis.connection import DefaultParser
 from redis.exceptions import (
     AskError,
     ClusterDownError,
+    InvalidResponse,
     MasterDownError,
     NoPermissionError,
     NoScriptError,
@@ -28,6 +30,21 @@ _MOVED = (AskError, TryAgainError, ClusterDownError)  # redis-py's MovedError is
 _MOVED_WORDS = ("MOVED ", "ASK ", "TRYAGAIN ", "CLUSTERDOWN ")
 _UNFIT = (MasterDownError, NoPermissionError, ReadOnlyError)
 _UNFIT_WORDS = ("READONLY", "MASTERDOWN", "LOADING", "BUSY ", "NOPERM", "NOAUTH", "NOREPLICAS", "UNKILLABLE")
+
+#: Bytes that are read at a time.
+READ_SIZE: Final = 65_536
+
+#: What a ``reader`` returns until there is a whole reply.
+MORE: Final = object()
+
+#: Return the exception that stands for an error reply: redis-py's own, so that all of them are told apart alike.
+as_error: Final[Callable[[str], Exception]] = DefaultParser.parse_error
+
+
+def reader() -> hiredis.Reader:
+    """Return what makes replies of bytes; an error of Redis is one too."""
+    return hiredis.Reader(protocolError=InvalidResponse, replyError=as_error, notEnoughData=MORE)
+
 
 #: Return one command in the protocol's form.
 pack: Callable[[tuple[Arg, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]  # its stub says one

@@ -14,7 +14,6 @@ import threading
 import time
 from typing import Any, Final, Protocol
 
-import hiredis
 from redis.connection import DefaultParser
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import InvalidResponse, RedisError, ResponseError
@@ -22,8 +21,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..errors import BackendUnavailable
 from .breaker import Breaker
+from .commands import MORE, READ_SIZE, reader
 from .endpoint import Endpoint
-from .line import MORE, READ_SIZE, as_error
 
 #: A connection that was idle for longer may have been closed by the other side: it gets one more try.
 _IDLE: Final = 1.0
@@ -47,11 +46,11 @@ class Direct:
     def __init__(self, connection: Any, socket: Any) -> None:
         self.connection, self._socket = connection, socket
         self._buffer = bytearray(READ_SIZE)
-        self._reader = hiredis.Reader(protocolError=InvalidResponse, replyError=as_error, notEnoughData=MORE)
+        self._reader = reader()
 
     def exchange(self, packed: bytes, count: int, due: float) -> list[Any]:
         """See ``_Line``."""
-        socket, reader, buffer = self._socket, self._reader, self._buffer
+        socket, parser, buffer = self._socket, self._reader, self._buffer
         replies: list[Any] = []
         # Sending, and the first read, have the socket's own timeout, which is the deadline: for a plain hit it is not
         # set anew.
@@ -61,8 +60,8 @@ class Direct:
             size = socket.recv_into(buffer)
             if not size:
                 raise RedisConnectionError("Connection closed by server.")
-            reader.feed(buffer, 0, size)  # type: ignore[arg-type]  # its stub says bytes
-            while (reply := reader.gets(False)) is not MORE:
+            parser.feed(buffer, 0, size)  # type: ignore[arg-type]  # its stub says bytes
+            while (reply := parser.gets(False)) is not MORE:
                 if isinstance(reply, RedisConnectionError):  # LOADING
                     raise reply
                 replies.append(reply)
@@ -75,7 +74,7 @@ class Direct:
             socket.settimeout(left)
         if timeout is not None:
             socket.settimeout(timeout)
-        if len(replies) > count or reader.has_data():
+        if len(replies) > count or parser.has_data():
             raise InvalidResponse("a reply that nobody asked for")
         return replies
 

@@ -9,21 +9,12 @@ name for the transport; where there is none to be found, ``Slow`` does the same 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
-import hiredis
-from redis.connection import DefaultParser
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import InvalidResponse, ResponseError
 
-#: Bytes that are read at a time.
-READ_SIZE: Final = 65_536
-
-MORE: Final = object()
-
-#: Return the exception that stands for an error reply: redis-py's own, so that both wires tell them apart alike.
-as_error: Final[Callable[[str], Exception]] = DefaultParser.parse_error
+from .commands import MORE, READ_SIZE, reader
 
 
 class Owner(Protocol):
@@ -61,7 +52,7 @@ class Direct(asyncio.BufferedProtocol):
         self._transport, self._owner = transport, owner
         self._buffer = bytearray(READ_SIZE)
         self._view = memoryview(self._buffer)  # the encrypting transport slices it, and would slice a copy
-        self._reader = hiredis.Reader(protocolError=InvalidResponse, replyError=as_error, notEnoughData=MORE)
+        self._reader = reader()
         self._gone = False
         self._former: asyncio.BaseProtocol = transport.get_protocol()
         transport.set_protocol(self)
@@ -81,10 +72,10 @@ class Direct(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Hand on what has come, as far as it is whole replies."""
-        reader, received = self._reader, self._owner.received
+        parser, received = self._reader, self._owner.received
         try:
-            reader.feed(self._buffer, 0, nbytes)  # type: ignore[arg-type]  # its stub says bytes
-            while not self._gone and (reply := reader.gets(False)) is not MORE:
+            parser.feed(self._buffer, 0, nbytes)  # type: ignore[arg-type]  # its stub says bytes
+            while not self._gone and (reply := parser.gets(False)) is not MORE:
                 received(reply)
         except InvalidResponse as error:
             self._lose(error)

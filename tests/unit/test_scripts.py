@@ -11,8 +11,7 @@ import pytest
 from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, ResponseError
 
 from askonce import BackendUnavailable, scripts
-from askonce._wire.commands import answer, checked, is_unknown_script, pack_load, pack_script
-from askonce._wire.line import as_error
+from askonce._wire.commands import answer, as_error, checked, is_unknown_script, pack_load, pack_script
 from askonce.errors import Moved, OutOfMemory, Unfit
 from askonce.scripts import ALL, Controlled, Healed, Leased, Script, Stored, Trimmed
 

@@ -57,7 +57,7 @@ def graph_of(model: ChatOpenAI, cache: AskonceNodeCache[Any]) -> CompiledStateGr
 
 def show(client: dict[str, Any], url: str | None) -> None:
     """Ask three questions in one thread, one of them twice, and one in another."""
-    cache: AskonceNodeCache[Any] = AskonceNodeCache(url, namespace="examples", version="1")
+    cache: AskonceNodeCache[Any] = AskonceNodeCache(url, namespace="examples", version="1", deadline="500ms")
     graph = graph_of(ChatOpenAI(model=MODEL, temperature=0, **client), cache)
     for thread, question in ASKED:
         config: RunnableConfig = {"configurable": {"thread_id": thread}}

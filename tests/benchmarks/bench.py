@@ -177,6 +177,7 @@ async def async_part(server: Server, rounds: int) -> None:
     for number in range(200):
         await client.set(f"bare:{number}", ANSWER)
         await cache.store(requests[number], ANSWER)
+        await cache.store({"n": number}, ANSWER)
     part = cache._namespace.state.partitions[0]
     assert part.word is not None  # it has stored
     members = [(part.word.prefix + cache.fingerprint(one).encode(),) for one in requests]
@@ -185,6 +186,7 @@ async def async_part(server: Server, rounds: int) -> None:
             {
                 "redis-py asyncio GET": lambda n: client.get(f"bare:{n % 200}"),
                 "lookup, hit": lambda n: cache.lookup(requests[n % 200]),
+                "... of a short request": lambda n: cache.lookup({"n": n % 200}),
                 "... but for fingerprint and decoding": lambda n: cache._read(part, members[n % 200]),
             },
             at_once,

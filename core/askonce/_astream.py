@@ -25,7 +25,7 @@ from ._loops import awaited, detach, within
 from ._recording import LOOK_AGAIN_S, Asked, Passed, Recording
 from .entry import Corrupt
 from .errors import StreamBroken
-from .served import Served, Source
+from .served import Served
 
 #: What to go on with when a leader gave up: look again.
 _AGAIN: Final = object()
@@ -65,11 +65,10 @@ async def stream(driver: AsyncDriver, asked: Asked, fn: Callable[[], Any]) -> As
                             await leading.gone()
                             raise
                 except Exception:
-                    if outcome.fallback is None or not passed.nothing:
+                    kept = programs.stand_in(state, outcome.fallback) if passed.nothing else None
+                    if kept is None:
                         raise
-                    state.counters.add("stale_if_error")
-                    stale = outcome.fallback.served(Source.STALE_IF_ERROR)
-                    for chunk in passed.conclude(asked.told(stale)):
+                    for chunk in passed.conclude(asked.told(kept)):
                         yield chunk
                 return
             case Flight():

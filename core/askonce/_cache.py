@@ -82,8 +82,8 @@ class Cache(Driver):
         """
         Store *value* for *request*; return True if it was admitted and stored.
 
-        ``cost`` is what it took to compute, in seconds; ``label`` is what ``entries`` lists it as.  Raises Uncacheable for a request or a value that cannot be
-        stored without guessing.
+        ``cost`` is what it took to compute, in seconds; ``label`` is what ``entries`` lists it as.  Raises Uncacheable
+        for a request or a value that cannot be stored without guessing.
         """
         wanted = self._ask(request, ttl=ttl, tags=tags, label=label)
         cost_ms = round((cost or 0.0) * 1000)
@@ -176,8 +176,8 @@ class Cache(Driver):
         Recorded while they are passed on, and stored only when the producer came to its end.  Who asks meanwhile, in
         any process, is given the same chunks from the first on as they come.  When the consumer goes away early, the
         producer is closed and a follower takes over; with ``drain`` it is read to its end in the background, for at
-        most that long, or, with ``"followed"``, as long as somebody follows.  No chunk is given twice: if a followed stream breaks off and the model's new answer begins
-        differently, StreamBroken is raised.
+        most that long, or, with ``"followed"``, as long as somebody follows.  No chunk is given twice: if a
+        followed stream breaks off and the model's new answer begins differently, StreamBroken is raised.
 
         ``share_errors``: those who follow get the producer's error; otherwise one of them calls the model.
         ``fold(chunks)`` makes what is stored of a whole stream, instead of the list of its chunks (or raises
@@ -286,8 +286,8 @@ class Cache(Driver):
         Return what is stored for *request*, or a Lease: the caller computes, and ends with finish, fail or abandon.
 
         ``usable(value)`` may refuse what is stored.  ``share_errors``: an error given to ``fail`` or ``abandon`` is
-        raised by those who wait for it, unless something stored may stand in.  ``refresh``: serve nothing that is stored.
-        A thread that holds an unfinished lease never waits.
+        raised by those who wait for it, unless something stored may stand in.  ``refresh``: serve nothing that is
+        stored.  A thread that holds an unfinished lease never waits.
         """
         control, fetched, owner = current(), None, threading.current_thread()
         digest = self._digest(request, control)

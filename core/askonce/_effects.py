@@ -70,7 +70,7 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class FetchMany:
-    """Do several ``Fetch`` at the same time, one trip a server; an error is an answer, not thrown."""
+    """Do several ``Fetch``, in one round trip for each server; an error is an answer, not thrown."""
 
     fetches: tuple[Fetch, ...]
 

@@ -32,6 +32,7 @@ from ._programs import (
     META,
     NOTHING_UNSENT,
     Ask,
+    Given,
     Held,
     Partition,
     State,
@@ -48,10 +49,7 @@ from ._wire.publisher import Publisher
 from ._wire.renewals import Renewals
 from ._wire.topology import Topology
 from .control import Control, checked_tags
-from .entry import (
-    UNIT,
-    checked_label,
-)
+from .entry import UNIT, checked_label
 from .errors import BackendUnavailable, Moved, OutOfMemory, Unfit
 from .keys import Names, meta_name, meta_slot, partition_slot, partition_tags, tag_hash
 from .near import NearCache
@@ -67,8 +65,6 @@ _log = logging.getLogger("askonce")
 _FLUSH_S: Final = 1.0
 #: How long ``close`` waits for what runs in the background.
 _SETTLE_S: Final = 30.0
-#: As in _programs/write.py: how long "not storable" is told to those who wait.
-_TOMBSTONE_MS: Final = 300
 
 
 class Namespace:
@@ -315,18 +311,17 @@ class Namespace:
             self.state.flights.land(held.flight)
         if held.grant is not None:
             self.renewals.discard(held.grant.renewal(held.wanted))
-            self.background.submit(partial(self._release, held, _TOMBSTONE_MS))
+            self.background.submit(partial(self._release, held, ""))
 
     def _bury(self) -> None:
         while not self._orphans.empty():
-            self._release(self._orphans.get(), 0)
+            self._release(self._orphans.get(), None)
 
-    def _release(self, held: Held, tombstone_ms: int) -> None:
+    def _release(self, held: Held, text: str | None) -> None:
         if held.grant is not None:
-            part, digest = held.wanted.partition, held.wanted.digest
-            args = (held.grant.holder, tombstone_ms, b"", part.publish, b"d" + digest)
+            index, keys, args = Given(held.wanted, held.grant.holder, text).call
             with contextlib.suppress(BackendUnavailable):  # it ends by itself
-                self._invoke(RELEASE, part.index, (part.names.k + digest, part.names.w), args)
+                self._invoke(RELEASE, index, keys, args)
 
     def publish(self, held: Held) -> None:
         """Publish what is recorded of a flight, for followers in other processes."""

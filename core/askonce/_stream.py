@@ -24,7 +24,7 @@ from ._loops import running_loop
 from ._recording import LOOK_AGAIN_S, Asked, Passed, Recording
 from .entry import Corrupt
 from .errors import StreamBroken
-from .served import Served, Source
+from .served import Served
 
 #: What to go on with when a leader gave up: look again.
 _AGAIN: Final = object()
@@ -164,10 +164,10 @@ def _lead(
         raise
     except Exception as error:
         leading.close(error)
-        if held.fallback is None or not passed.nothing:
+        kept = programs.stand_in(namespace.state, held.fallback) if passed.nothing else None
+        if kept is None:
             raise
-        namespace.state.counters.add("stale_if_error")
-        yield from passed.conclude(asked.told(held.fallback.served(Source.STALE_IF_ERROR)))
+        yield from passed.conclude(asked.told(kept))
     except BaseException:
         leading.close(None)
         raise

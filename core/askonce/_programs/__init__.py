@@ -14,11 +14,11 @@ is an effect (see ``_effects``).  Rules that keep it so:
 from .admin import bump, clear, entries, flush, invalidate, invalidate_tag, tell_used, usage, whereabouts
 from .begin import END_MARK, NOTHING_UNSENT, Held, Unsent, abandon, begin, fail, finish, publish_call
 from .compute import get_or_compute
-from .find import lookup
+from .find import lookup, stand_in
 from .many import get_many, get_or_compute_many, store_many
 from .state import AT_ONCE, META, Ask, Partition, State, Word
 from .stream import Behind, Elsewhere, end, fallback, is_followed, pull, read_ahead, rest, take_up, tune_in
-from .write import store
+from .write import Given, store
 
 __all__ = [
     "AT_ONCE",
@@ -28,6 +28,7 @@ __all__ = [
     "Ask",
     "Behind",
     "Elsewhere",
+    "Given",
     "Held",
     "Partition",
     "State",
@@ -54,6 +55,7 @@ __all__ = [
     "pull",
     "read_ahead",
     "rest",
+    "stand_in",
     "store",
     "store_many",
     "take_up",

@@ -474,9 +474,8 @@ def _store_chunk(
         _, encoded, grant = chunk[place]
         if isinstance(stored, BackendUnavailable):
             if grant is not None and isinstance(stored, OutOfMemory | Moved):
-                given.append(
-                    Given(wanted, grant.holder, "")
-                )  # it answers: nobody need wait for the lease's end
+                # It answers: nobody need wait for the lease's end.
+                given.append(Given(wanted, grant.holder, ""))
             continue
         if stored.code == MOVED and grant is None:
             codes[place] = yield from _write_anew(state, wanted, encoded)

@@ -22,7 +22,7 @@ _WORD = re.compile(rb"(\d{1,10}):(\d{1,15})")
 _LARGEST_GENERATION = 0xFFFFFFFF  # four bytes of the header
 
 #: How long what has expired may stay in the books while nothing is near a limit.
-SWEEP_MS: Final = 1_000
+_SWEEP_MS: Final = 1_000
 
 #: Members whose books look wrong are healed by the next store; more than this wait for the sample of ``heal``.
 _MOST_SUSPECTS = 256
@@ -88,7 +88,7 @@ class Partition:
     touch_ms: float = TOUCH_MS
     #: Uses not yet counted in Redis, towards ``Policy.hot``.
     uses: dict[bytes, int] = field(default_factory=dict)
-    #: When a store was last told to sweep.
+    #: When Redis last said that nothing is left to sweep.
     swept_ms: int = 0
     #: When a sample of the books was last compared with its entries.
     healed_ms: int = 0
@@ -114,7 +114,7 @@ class Partition:
 
     def is_to_sweep(self, now_ms: int) -> bool:
         """Return whether the store under way is to sweep what has expired: about once a second."""
-        return not 0 <= now_ms - self.swept_ms < SWEEP_MS
+        return not 0 <= now_ms - self.swept_ms < _SWEEP_MS
 
     def suspect(self, member: bytes) -> None:
         """Note a member whose books need healing."""

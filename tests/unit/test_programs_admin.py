@@ -36,16 +36,6 @@ PREFIX = b"ao:{ns:0}:"
 L, X, F, W, C, TV, S = (PREFIX + name for name in (b"l", b"x", b"f", b"w", b"c", b"tv", b"s"))
 
 
-@pytest.fixture
-def state():
-    return make_state()
-
-
-@pytest.fixture
-def part(state):
-    return state.partitions[0]
-
-
 # --- one entry ----------------------------------------------------------------------------------------------------
 
 

@@ -45,11 +45,6 @@ STALE, EXPIRED = entry(age=15), entry(age=45)
 HANDED_OVER = (like(RELEASE, holder=HOLDER, tombstone_ms=0), True)
 
 
-@pytest.fixture
-def state():
-    return make_state()
-
-
 def start(state, *lines, refresh=False, **words):
     return play(begin(state, make_ask(state, **words), refresh=refresh), *lines)
 

@@ -88,16 +88,6 @@ LEASED = Compute((0,), (RENEWAL,))
 UNLEASED = Compute((0,), ())
 
 
-@pytest.fixture
-def state():
-    return make_state()
-
-
-@pytest.fixture
-def part(state):
-    return state.partitions[0]
-
-
 def ask(state, *lines, **words):
     """Play ``get_or_compute`` to its end; nothing may be left in the air."""
     try:

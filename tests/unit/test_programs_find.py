@@ -44,16 +44,6 @@ LAYOUT = [b"partitions", b"1", b"overhead", b"384", b"format", b"1"]
 AGREED = (META_READ, [LAYOUT])
 
 
-@pytest.fixture
-def state():
-    return make_state()
-
-
-@pytest.fixture
-def part(state):
-    return state.partitions[0]
-
-
 def look(state, *lines, **words):
     return play(lookup(state, make_ask(state, **words)), *lines)
 

@@ -45,11 +45,6 @@ STALE, EXPIRED = entry(age=15), entry(age=45)
 _of = Fingerprints("", {}).of
 
 
-@pytest.fixture
-def state():
-    return make_state()
-
-
 def digests(count: int) -> list[bytes]:
     return [_of(number) for number in range(count)]
 

@@ -65,11 +65,6 @@ def decoded(effect):
     return decode_stream(effect.flags, effect.payload, None)
 
 
-@pytest.fixture
-def state():
-    return make_state()
-
-
 def tuned(state, *lines, **words):
     """Play tune_in, decoding as a stream does."""
     return play(tune_in(state, make_ask(state, **words)), *lines)

@@ -39,16 +39,6 @@ PREFIX = b"ao:{ns:0}:"
 L, X = PREFIX + b"l", PREFIX + b"x"
 
 
-@pytest.fixture
-def state():
-    return make_state()
-
-
-@pytest.fixture
-def part(state):
-    return state.partitions[0]
-
-
 def put(state, *lines, value="new", **words):
     return play(store(state, make_ask(state, **words), value, 30), *lines)
 

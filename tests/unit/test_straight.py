@@ -9,17 +9,7 @@ from askonce._straight import Straight
 from askonce.near import Near, NearCache
 from askonce.policy import Policy
 
-from .play import MEMBER, NOW, WORD, counts, entry, make_state
-
-
-@pytest.fixture
-def state():
-    return make_state()
-
-
-@pytest.fixture
-def part(state):
-    return state.partitions[0]
+from .play import MEMBER, NOW, WORD, counts, entry
 
 
 @pytest.fixture

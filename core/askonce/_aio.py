@@ -21,7 +21,7 @@ from .control import NONE, current
 from .entry import Codec, encode_chunk
 from .errors import BackendUnavailable, ConfigurationError
 from .keys import Explanation, tag_hash
-from .policy import Admit, Duration
+from .policy import Admit, Duration, lifetime_ms
 from .served import AnyServed, Served
 from .stats import EntryInfo, Stats, Usage
 
@@ -65,11 +65,14 @@ class AsyncCache(AsyncDriver):
         ``cost`` is what it took to compute, in seconds; ``label`` is what ``entries`` lists it as.  Raises Uncacheable
         for a request or a value that cannot be stored without guessing.
         """
-        wanted = self._ask(request, ttl=ttl, tags=tags, label=label)
-        cost_ms = round((cost or 0.0) * 1000)
-        return await self._run(
-            programs.store(self._namespace.state, wanted, value, cost_ms), self._call(codec, admit)
-        )
+        control, call, encoded = current(), self._call(codec, admit), None
+        digest, cost_ms = self._digest(request, control), round((cost or 0.0) * 1000)
+        if control is NONE and not tags and label is None:
+            encoded, stored = await self._straight_store(digest, value, cost_ms, lifetime_ms(ttl), call)
+            if stored is not None:
+                return stored
+        wanted = self._namespace.ask(digest, self._policy, control, ttl=ttl, tags=tags, label=label)
+        return await self._run(programs.store(self._namespace.state, wanted, value, cost_ms, encoded), call)
 
     @overload
     async def get_or_compute(

@@ -11,7 +11,7 @@ from typing import Any
 from ._effects import Computed, Encoded
 from .entry import Codec, Unusable, decode_chunk, decode_payload, decode_stream, encode, encode_stream, whole
 from .errors import ConfigurationError
-from .policy import Admit, Refused, seconds
+from .policy import Admit, Refused, lifetime_ms
 
 #: The digests whose computation the running code is part of.
 leading: ContextVar[frozenset[bytes]] = ContextVar("askonce_leading", default=frozenset())
@@ -52,7 +52,7 @@ class Call:
     def _admitted(admit: Admit, value: Any) -> int | None:
         try:
             ttl = admit(value)
-            return None if ttl is None else round(seconds("ttl", ttl, at_least=0.001) * 1000)
+            return lifetime_ms(ttl)
         except Refused:
             raise
         except Exception as error:

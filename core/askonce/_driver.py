@@ -1,4 +1,4 @@
-"""What runs programs by threads: performs their effects, and serves plain hits without one.  ``_adriver`` is its twin."""
+"""What runs programs by threads: performs their effects, and does what is plain without one.  ``_adriver`` is its twin."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from ._effects import (
     Detach,
     Effect,
     Encode,
+    Encoded,
     Fetch,
     Fetched,
     FetchMany,
@@ -39,7 +40,7 @@ from ._wire.commands import answer, answers_of, checked, is_unknown_script, pack
 from .control import NONE, Control
 from .entry import Codec
 from .errors import BackendUnavailable, ConfigurationError, Unfit
-from .scripts import Script
+from .scripts import MOVED, REPLACED, STORE, STORED, Script
 from .served import AnyServed
 
 T = TypeVar("T")
@@ -82,6 +83,33 @@ class Driver(View):
         except BackendUnavailable:
             return {}, None  # as above
         return namespace.straight.plain_hits(word, fetched, self._policy, codec)
+
+    def _straight_store(
+        self, digest: bytes, value: Any, cost_ms: int, ttl_ms: int | None, call: Call
+    ) -> tuple[Encoded | None, bool | None]:
+        """
+        Store *value* with no program; return it encoded, and whether it was stored.
+
+        Neither is None if admission refused it; the second is None where the program is to store it.
+        """
+        namespace = self._namespace
+        part, straight = namespace.state.partition_of(digest), namespace.straight
+        encoded = straight.encoded(call, value, cost_ms)
+        if encoded is None or (word := part.word) is None:
+            return encoded, None if encoded else False
+        packed = straight.pack_store(part, word, digest, encoded, self._policy, ttl_ms)
+        before = time.monotonic()
+        try:
+            stored = answer(STORE, (self._exchange(part.index, packed, 1))[0])
+        except BackendUnavailable:
+            return encoded, None  # as above; or the server does not know the script
+        namespace.clock.note(stored, before, time.monotonic())
+        if stored.code == MOVED:
+            part.word = None
+            return encoded, None
+        if straight.noted(part, digest, stored):
+            self._run(programs.tidy_up(namespace.state, part, stored), call)
+        return encoded, stored.code in {STORED, REPLACED}
 
     def _run(self, program: Program[T], call: Call) -> T:
         reply: Any = None

@@ -137,8 +137,7 @@ class Encode:
     cost_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
+class Encoded(NamedTuple):
     """The answer of ``Encode``; ``ttl_ms`` is what admission decided, None if it left that to the call."""
 
     flags: int

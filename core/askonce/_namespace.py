@@ -53,7 +53,7 @@ from .entry import UNIT, checked_label
 from .errors import BackendUnavailable, Moved, OutOfMemory, Unfit
 from .keys import Names, meta_name, meta_slot, partition_slot, partition_tags, tag_hash
 from .near import NearCache
-from .policy import Duration, Policy, seconds
+from .policy import Duration, Policy, lifetime_ms, seconds
 from .scripts import PUBLISH, RELEASE, RENEW, Arg, Script
 from .stats import Counters, Event
 
@@ -97,7 +97,9 @@ class Namespace:
         self.topology = Topology(self.place, slots, settings.deadline, self._tell, self._learned, self._left)
         #: The server of each partition, and last (META) of what all share; None until the topology is known.
         self.nodes = self.topology.nodes
-        self.straight = Straight(self.state, self.clock, self.nodes)
+        #: Of its own, as the caller may seed the shared one alike in every process; tokens must differ.
+        self._random = random.Random()  # noqa: S311  neither tokens nor jitter are secrets
+        self.straight = Straight(self.state, self.clock, self.nodes, self._random.random)
         self.renewals = Renewals(self._renew, self._bury)
         self.background = Background()
         self.publisher = Publisher(self._publish)
@@ -106,8 +108,6 @@ class Namespace:
         #: Threads and tasks that hold unfinished leases, and how many.
         self._holders: weakref.WeakKeyDictionary[object, int] = weakref.WeakKeyDictionary()
         self._flushed = time.monotonic()
-        #: Of its own, as the caller may seed the shared one alike in every process; tokens must differ.
-        self._random = random.Random()  # noqa: S311  neither tokens nor jitter are secrets
 
     def after_fork(self) -> None:
         """Start anew in a forked child: sockets, locks and threads are the parent's."""
@@ -231,14 +231,16 @@ class Namespace:
         """Return a request with all that was decided about it; the call's own words win over the block's."""
         if max_wait is not None and (most := seconds("max_wait", max_wait)) < policy.max_wait_s:
             policy = replace(policy, max_wait=most)
-        chosen = control.ttl if ttl is None else seconds("ttl", ttl, at_least=0.001)
+        ttl_ms = lifetime_ms(ttl)
+        if ttl_ms is None and control.ttl is not None:
+            ttl_ms = round(control.ttl * 1000)
         return Ask(
             partition=self.state.partition_of(digest),
             digest=digest,
             policy=policy,
             token=b"%032x" % self._random.getrandbits(128),
             draw=self._random.random(),
-            ttl_ms=None if chosen is None else round(chosen * 1000),
+            ttl_ms=ttl_ms,
             max_age=control.max_age,
             tags=_hashes((*control.tags, *checked_tags(tags))) if tags or control.tags else (),
             label=None if label is None else checked_label(label),
@@ -269,7 +271,7 @@ class Namespace:
         if ttl is None and not tags:
             return held
         wanted = held.wanted
-        ttl_ms = wanted.ttl_ms if ttl is None else round(seconds("ttl", ttl, at_least=0.001) * 1000)
+        ttl_ms = wanted.ttl_ms if ttl is None else lifetime_ms(ttl)
         hashes = {*wanted.tags, *_hashes(checked_tags(tags))}
         return replace(held, wanted=replace(wanted, ttl_ms=ttl_ms, tags=tuple(sorted(hashes))))
 

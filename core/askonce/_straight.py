@@ -1,8 +1,9 @@
 """
 The straight path: what both drivers read, judge and note before a program is needed.
 
-A plain hit (fresh, of the current generation, no tag of it invalidated since) is served from here in one round trip.
-What was read of anything else is handed to the program, so that nothing is read twice.
+A plain hit (fresh, of the current generation, no tag of it invalidated since) is served from here in one round trip,
+and so is a plain store (no lease, no tags, no label, no block of control).  What was read of anything else, or encoded,
+is handed to the program, so that nothing is done twice.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
+from ._call import Call
 from ._clock import Clock
-from ._effects import Fetch, Fetched
-from ._programs import AT_ONCE, Partition, State, Word
-from ._wire.commands import checked, pack
+from ._effects import Encoded, Fetch, Fetched
+from ._programs import AT_ONCE, Partition, State, Word, not_encoded, note_stored, store_call
+from ._wire.commands import checked, pack, pack_script
 from ._wire.node import Node
 from .entry import HEADER, Codec, Corrupt, parse, read_plain
-from .errors import BackendUnavailable
-from .policy import Policy
+from .errors import BackendUnavailable, Uncacheable
+from .policy import Policy, Refused
+from .scripts import STORE, Stored
 from .served import AnyServed, Served, Source
 
 
@@ -38,8 +41,10 @@ class Reading:
 class Straight:
     """The straight path of one namespace in one process."""
 
-    def __init__(self, state: State, clock: Clock, nodes: Sequence[Node | None]) -> None:
-        self._state, self.clock, self._nodes = state, clock, nodes
+    def __init__(
+        self, state: State, clock: Clock, nodes: Sequence[Node | None], draw: Callable[[], float]
+    ) -> None:
+        self._state, self.clock, self._nodes, self._draw = state, clock, nodes, draw
         self._near = state.near
         self.readings = [Reading(self, part) for part in state.partitions]
 
@@ -162,6 +167,33 @@ class Straight:
         if len(replies) > 1 or None in entries:
             _compare_touches(part, members, entries, replies[1:])
         return Fetched(word, entries, int(now))
+
+    # --- one value --------------------------------------------------------------------------------------------
+
+    def encoded(self, call: Call, value: Any, cost_ms: int) -> Encoded | None:
+        """Return *value* encoded, None if admission refuses it; raise Uncacheable if it cannot be stored.  Counted."""
+        try:
+            return call.encode(value, cost_ms)
+        except (Refused, Uncacheable) as error:
+            not_encoded(self._state, error)
+        return None
+
+    def pack_store(
+        self, part: Partition, word: Word, digest: bytes, encoded: Encoded, policy: Policy, ttl_ms: int | None
+    ) -> bytes:
+        """Return the command that stores what is *encoded*; *ttl_ms* is the caller's, if admission has none."""
+        flags, payload, admitted_ms = encoded
+        lifetime_ms = policy.lifetime_ms(ttl_ms if admitted_ms is None else admitted_ms, self._draw())
+        now_ms = int(self.clock.now())
+        keys, args = store_call(
+            self._state, part, word, digest, flags, payload, lifetime_ms, policy.window_ms, now_ms
+        )
+        return pack_script(STORE, keys, args)
+
+    def noted(self, part: Partition, digest: bytes, stored: Stored) -> bool:
+        """Note what a store did; return whether it left anything to ``tidy_up``."""
+        self._state.drop_near((digest,))
+        return note_stored(self._state, part, stored)
 
     # --- several requests of one partition --------------------------------------------------------------------
 

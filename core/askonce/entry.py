@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import struct
 import threading
+from functools import lru_cache
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import ormsgpack
@@ -217,17 +218,17 @@ def decode_payload(flags: int, payload: bytes, codec: Codec[Any] | None, start: 
 
     Raises Corrupt if it was not written by this codec, or not by us.
     """
-    kind, data = _unpacked(flags, payload, start)
-    return whole(_chunks(data), codec) if kind == _CHUNKS else _read(kind, data, codec)
+    kind, data, start = _unpacked(flags, payload, start)
+    return whole(_chunks(data[start:]), codec) if kind == _CHUNKS else _read(kind, data, codec, start)
 
 
-def _unpacked(flags: int, payload: bytes, start: int = 0) -> tuple[bytes, bytes]:
-    """Return what names the encoding, and the encoded value."""
+def _unpacked(flags: int, payload: bytes, start: int = 0) -> tuple[bytes, bytes, int]:
+    """Return what names the encoding, and the bytes in which the encoded value begins at the place given last."""
     value = start + _PREAMBLE.size
     if len(payload) < value:
         raise Corrupt("no preamble")
-    data = payload[value:]
-    return payload[start : start + 1], _decompress(data) if flags & COMPRESSED else data
+    kind = payload[start : start + 1]
+    return (kind, _decompress(payload[value:]), 0) if flags & COMPRESSED else (kind, payload, value)
 
 
 def encode_chunk(chunk: object, codec: Codec[Any] | None) -> bytes:
@@ -252,8 +253,8 @@ def decode_stream(flags: int, payload: bytes, codec: Codec[Any] | None) -> list[
 
     Raises Corrupt if a chunk was not written by this codec.
     """
-    kind, data = _unpacked(flags, payload)
-    chunks = _chunks(data) if kind == _CHUNKS else [kind + data]
+    kind, data, start = _unpacked(flags, payload)
+    chunks = _chunks(data[start:]) if kind == _CHUNKS else [kind + data[start:]]
     for chunk in chunks:
         decode_chunk(chunk, codec)
     return chunks
@@ -281,8 +282,7 @@ def _chunks(data: bytes) -> list[bytes]:
 
 def _write(value: object, codec: Codec[Any] | None) -> tuple[bytes, bytes]:
     if codec is not None:
-        name = codec.name.encode()
-        return _CODEC, bytes([len(name)]) + name + codec.encode(value)
+        return _CODEC, _signature(codec.name) + codec.encode(value)
     if type(value) is str:
         return _TEXT, value.encode("utf-8", "surrogatepass")
     if type(value) is bytes:
@@ -306,14 +306,22 @@ _STRICT = (
 )
 
 
-def _read(kind: bytes, data: bytes, codec: Codec[Any] | None) -> Any:
+@lru_cache(maxsize=64)  # codecs are few
+def _signature(name: str) -> bytes:
+    """Return what a value begins with that the codec *name* has written."""
+    data = name.encode()
+    return bytes([len(data)]) + data
+
+
+def _read(kind: bytes, data: bytes, codec: Codec[Any] | None, start: int = 0) -> Any:
+    """Return the value in *data*, which begins at *start*; raise Corrupt if it was not written by this codec."""
     try:
         if codec is not None:
-            name = codec.name.encode()
-            prefix = bytes([len(name)]) + name
-            if kind != _CODEC or not data.startswith(prefix):
+            signature = _signature(codec.name)
+            if kind != _CODEC or not data.startswith(signature, start):
                 raise Corrupt("written by another codec")
-            return codec.decode(data[len(prefix) :])
+            return codec.decode(data[start + len(signature) :])
+        data = data[start:]
         if kind == _JSON:
             return ormsgpack.unpackb(data)
         if kind == _TEXT:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import Enum
+from functools import cached_property
 from typing import Any, TypeAlias
 
 from .errors import ConfigurationError
@@ -52,6 +53,11 @@ def seconds(name: str, value: Duration, *, at_least: float = 0.0) -> float:
     if not at_least <= result <= _LONGEST:
         raise ConfigurationError(f"{name}={value!r} is out of range: give {at_least:g} s to 3650 days")
     return result
+
+
+def lifetime_ms(ttl: Duration | None) -> int | None:
+    """Return a caller's ``ttl`` in milliseconds, at least 1; None if none was given."""
+    return None if ttl is None else round(seconds("ttl", ttl, at_least=0.001) * 1000)
 
 
 def size(name: str, value: Size) -> int:
@@ -134,7 +140,7 @@ class Hot:
         return round(_float(self.max_age) * 1000)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: what is worked out is kept
 class Policy:
     """
     Lifetimes and patience.
@@ -208,17 +214,17 @@ class Policy:
         """
         return cls(ttl="30d", stale_while_revalidate="1d", stale_if_error="7d", jitter=0.1)
 
-    @property
+    @cached_property
     def ttl_ms(self) -> int:
         """The freshness lifetime in milliseconds, at least 1."""
         return max(1, round(_float(self.ttl) * 1000))
 
-    @property
+    @cached_property
     def window_ms(self) -> int:
         """How long past its freshness an entry is retained: the longer of the two stale windows."""
         return round(max(_float(self.stale_while_revalidate), _float(self.stale_if_error)) * 1000)
 
-    @property
+    @cached_property
     def lease_ms(self) -> int:
         """The time of a lease in milliseconds."""
         return round(_float(self.lease) * 1000)
@@ -231,7 +237,7 @@ class Policy:
     def lifetime_ms(self, ttl_ms: int | None, draw: float) -> int:
         """Return the freshness lifetime of one entry; *draw*, from 0 up to 1, decides its share of the jitter."""
         full = self.ttl_ms if ttl_ms is None else ttl_ms
-        return max(1, round(full * (1.0 - self.jitter * draw)))
+        return full if self.jitter == 0.0 else max(1, round(full * (1.0 - self.jitter * draw)))
 
     def judge(self, fresh_until_ms: int, now_ms: int) -> Freshness:
         """Say what may be done with an entry that is fresh until *fresh_until_ms* (RFC 9111, 4.2; RFC 5861)."""

@@ -27,6 +27,7 @@ from askonce._call import Call
 from askonce._effects import TIMED_OUT, Fetch, Join, Sleep
 from askonce._flights import Flight, Landed
 from askonce._programs import Partition
+from askonce.scripts import FENCED_OFF, MOVED, REPLACED, STORED, TOO_LARGE
 
 from .fleet import Server
 from .play import Registered
@@ -75,6 +76,14 @@ class Both:
 
         return asyncio.run(wait())
 
+    def reply(self, reply: Any) -> None:
+        """Let what is sent without a program have this reply."""
+
+        async def answer(*_: Any) -> Any:
+            return [reply]
+
+        self.cache._exchange = answer if isinstance(self.cache, AsyncCache) else lambda *_: [reply]
+
     @property
     def flights(self) -> int:
         return len(self.cache._namespace.state.flights)
@@ -92,6 +101,56 @@ def make(request):
 @pytest.fixture
 def both(make):
     return make()
+
+
+# --- a plain store ------------------------------------------------------------------------------------------------
+
+
+def test_what_the_straight_path_could_not_send_the_program_sends(both):
+    """Nothing is asked or encoded twice."""
+    asked = []
+
+    assert both.do("store", "p", "v") is True  # reads the control word
+    assert both.do("store", "q", "v", admit=asked.append) is True
+    assert both.do("lookup", "q").value == "v"
+    assert asked == ["v"]
+
+
+@pytest.mark.parametrize(
+    ("code", "result", "counted"),
+    [
+        (STORED, True, {"stored": 1}),
+        (REPLACED, True, {"stored": 1, "replaced": 1}),
+        (FENCED_OFF, False, {"fenced_off": 1}),
+        (TOO_LARGE, False, {"too_large": 1}),
+        (MOVED, True, {"stored": 1}),  # by the program, under the generation that is current
+    ],
+)
+def test_what_a_plain_store_comes_to(both, code, result, counted):
+    """What the script says, counted once."""
+    counters = both.cache._namespace.state.counters
+    both.do("store", "p", "v")
+    counters.take()
+    both.reply([code, 1, -1, 0, 0, []])
+
+    assert both.do("store", "q", "v") is result
+    assert counters.peek() == counted
+    assert len(both.server.entries) == (2 if code == MOVED else 1)
+
+
+def test_what_a_plain_store_leaves_is_done(both):
+    """Over a limit, room is made before it returns; what looked wrong is healed behind the caller."""
+    done, run = [], both.cache._run
+    both.do("store", "p", "v")
+    both.reply([STORED, 1, -1, 0, 1, [b"7:v", b"1"]])
+
+    def note(program: Any, call: Any) -> Any:
+        done.append(program.__name__)
+        return run(program, call)
+
+    both.cache._run = note
+    assert both.do("store", "q", "v") is True
+    assert done == ["tidy_up"]
 
 
 # --- a program runs to its end ------------------------------------------------------------------------------------

@@ -5,16 +5,20 @@ from __future__ import annotations
 import pytest
 
 from askonce._clock import Clock
+from askonce._effects import Encoded
+from askonce._programs import store
 from askonce._straight import Straight
+from askonce._wire.commands import pack_script
 from askonce.near import Near, NearCache
 from askonce.policy import Policy
+from askonce.scripts import STORE
 
-from .play import MEMBER, NOW, WORD, counts, entry
+from .play import DIGEST, MEMBER, NOW, WORD, Player, counts, entry, make_ask, stored
 
 
 @pytest.fixture
 def straight(state):
-    return Straight(state, Clock(), [None])
+    return Straight(state, Clock(), [None], lambda: 0.5)
 
 
 def reads(straight, part, members, now):
@@ -61,9 +65,46 @@ def test_what_is_no_plain_hit_is_left_to_the_program(straight, state, part, word
 def test_a_plain_hit_is_served_and_counted(state, part, near):
     """With its age and what is left of its life."""
     state.near = None if near is None else NearCache(near)
-    straight = Straight(state, Clock(), [None])
+    straight = Straight(state, Clock(), [None], lambda: 0.5)
     data = entry("answer", age=1.0, ttl=10.0)
     served, _ = straight.judged(part, part.word, MEMBER, NOW, 0, [[WORD, data]], Policy(), None, None)
 
     assert (served.value, served.age, served.ttl) == ("answer", 1.0, 9.0)
     assert counts(state) == {"hits": 1}
+
+
+# --- a plain store ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("victims", [[], [b"7:v", b"10"]])
+@pytest.mark.parametrize(("ttl_ms", "admitted_ms"), [(None, None), (2_000, None), (2_000, 3_000)])
+def test_a_plain_store_sends_what_the_program_would(straight, state, part, victims, ttl_ms, admitted_ms):
+    """To the last argument: lifetime with its jitter, limits, victims, whether to sweep."""
+    policy, encoded = Policy(ttl=10, jitter=0.5, stale_if_error=5), Encoded(1, b"payload", admitted_ms)
+    part.victims, part.swept_ms = list(victims), 0
+    packed = straight.pack_store(part, part.word, DIGEST, encoded, policy, ttl_ms)
+    assert part.victims == []
+
+    part.victims = list(victims)
+    wanted = make_ask(state, policy=policy, ttl_ms=ttl_ms, draw=0.5, now_ms=NOW)
+    effect = Player(store(state, wanted, "new", 0, encoded)).asks()
+    assert packed == pack_script(STORE, effect.keys, effect.args)
+
+
+@pytest.mark.parametrize("left", [{"over": 1, "victims": [b"7:v", b"10"]}, {"suspect": b"7:s"}, {}])
+def test_what_a_plain_store_left_is_for_the_program(straight, state, part, left):
+    """Room to make, books to heal; else it is done."""
+    if "suspect" in left:
+        part.suspect(left.pop("suspect"))
+    reply = stored()._replace(**left)
+
+    assert straight.noted(part, DIGEST, reply) is bool(left or part.suspects)
+    assert counts(state) == {"stored": 1}
+
+
+def test_a_plain_store_drops_the_near_copy(state, part):
+    """Its own callers do not wait for the message."""
+    state.near = NearCache(Near())
+    mark = state.near.mark
+    Straight(state, Clock(), [None], lambda: 0.5).noted(part, DIGEST, stored())
+    assert state.near.mark > mark

@@ -18,7 +18,7 @@ from .find import lookup, stand_in
 from .many import get_many, get_or_compute_many, store_many
 from .state import AT_ONCE, META, Ask, Partition, State, Word
 from .stream import Behind, Elsewhere, end, fallback, is_followed, pull, read_ahead, rest, take_up, tune_in
-from .write import Given, store
+from .write import Given, not_encoded, note_stored, store, store_call, tidy_up
 
 __all__ = [
     "AT_ONCE",
@@ -51,15 +51,19 @@ __all__ = [
     "invalidate_tag",
     "is_followed",
     "lookup",
+    "not_encoded",
+    "note_stored",
     "publish_call",
     "pull",
     "read_ahead",
     "rest",
     "stand_in",
     "store",
+    "store_call",
     "store_many",
     "take_up",
     "tell_used",
+    "tidy_up",
     "tune_in",
     "usage",
     "whereabouts",

@@ -27,7 +27,6 @@ from .compute import error_type, lead, pause_ms, share
 from .find import Found, connect, failed, find, judge, keep_step, serve, use
 from .state import Ask, State, Word, by_partition, parse_word, together
 from .write import (
-    PEEK,
     TOMBSTONE_MS,
     Given,
     Grant,
@@ -38,7 +37,7 @@ from .write import (
     release_many,
     settle,
     shed,
-    store_call,
+    store_call_of,
     write,
 )
 
@@ -462,7 +461,7 @@ def _store_chunk(
             failed(state, error)
             away.add(part.index)
             continue
-        keys, args = store_call(state, wanted, word, encoded, grant, part.take_victims(PEEK))
+        keys, args = store_call_of(state, wanted, word, encoded, grant)
         places.append(place)
         calls.append((part.index, keys, args))
     answers: list[Stored | BackendUnavailable] = yield from invoke_many(STORE, calls)

@@ -17,7 +17,7 @@ from .state import Ask, Partition, State, Word, chunks, parse_word
 
 #: Entries that a store sweeps, and victims that it asks to be named for the next one (redis.md measured both).
 _SWEEP: Final = 16
-PEEK: Final = 4
+_PEEK: Final = 4
 #: Victims of one trim: about 0.4 ms of the server.
 _TRIM: Final = 64
 #: Trims that a caller waits for; the rest runs in the background.
@@ -52,11 +52,14 @@ class Grant:
         return Renewal(part.index, key, running, self.holder, wanted.policy.lease_ms)
 
 
-def store(state: State, wanted: Ask, value: Any, cost_ms: int) -> Program[bool]:
-    """Store *value* without a lease: the last writer wins.  Return whether it was stored."""
+def store(
+    state: State, wanted: Ask, value: Any, cost_ms: int, encoded: Encoded | None = None
+) -> Program[bool]:
+    """Store *value*, *encoded* if it is already, without a lease: the last writer wins.  Return whether it was stored."""
     if not wanted.write:
         return False
-    encoded = yield from encode_for_store(state, value, cost_ms)
+    if encoded is None:
+        encoded = yield from encode_for_store(state, value, cost_ms)
     if encoded is None:
         return False
     try:
@@ -71,12 +74,17 @@ def encode_for_store(state: State, value: Any, cost_ms: int) -> Program[Encoded 
     """Return *value* encoded, None if admission refuses it; raise Uncacheable if it cannot be stored.  Counted."""
     try:
         return (yield from encode(value, cost_ms))
-    except Refused as refusal:
-        state.counters.add_reason("rejected", refusal.reason)
-        return None
-    except Uncacheable:
+    except (Refused, Uncacheable) as error:
+        not_encoded(state, error)
+    return None
+
+
+def not_encoded(state: State, error: Refused | Uncacheable) -> None:
+    """Count why a value is not to be stored; raise Uncacheable again."""
+    if isinstance(error, Uncacheable):
         state.counters.add("uncacheable")
-        raise
+        raise error
+    state.counters.add_reason("rejected", error.reason)
 
 
 def keep(state: State, wanted: Ask, value: Any, cost_ms: int, grant: Grant | None) -> Program[Landed]:
@@ -148,68 +156,104 @@ def write(state: State, wanted: Ask, encoded: Encoded, grant: Grant | None) -> P
 
 
 def _store(state: State, wanted: Ask, word: Word, encoded: Encoded, grant: Grant | None) -> Program[Stored]:
-    part = wanted.partition
-    keys, args = store_call(state, wanted, word, encoded, grant, part.take_victims(PEEK))
-    stored = yield from invoke(STORE, part.index, keys, *args)
+    keys, args = store_call_of(state, wanted, word, encoded, grant)
+    stored = yield from invoke(STORE, wanted.partition.index, keys, *args)
     state.drop_near((wanted.digest,))
     return stored
 
 
+def store_call_of(
+    state: State, wanted: Ask, word: Word, encoded: Encoded, grant: Grant | None
+) -> tuple[tuple[bytes, ...], tuple[Arg, ...]]:
+    """Return keys and arguments of the ``store`` for *wanted*; without a lease its value was computed just now."""
+    ttl_ms, window_ms = lifetime_ms(wanted, encoded), wanted.policy.window_ms
+    if not wanted.tags and wanted.label is None:
+        flags, body = encoded.flags, encoded.payload
+    else:
+        flags = encoded.flags | (TAGGED if wanted.tags else 0) | (LABELLED if wanted.label is not None else 0)
+        body = label_block(wanted.label) + tag_block(wanted.tags) + encoded.payload
+    return store_call(
+        state, wanted.partition, word, wanted.digest, flags, body, ttl_ms, window_ms, wanted.now_ms, grant
+    )
+
+
 def store_call(
     state: State,
-    wanted: Ask,
+    part: Partition,
     word: Word,
-    encoded: Encoded,
-    grant: Grant | None,
-    victims: list[bytes],
+    digest: bytes,
+    flags: int,
+    body: bytes,
+    ttl_ms: int,
+    window_ms: int,
+    now_ms: int,
+    grant: Grant | None = None,
 ) -> tuple[tuple[bytes, ...], tuple[Arg, ...]]:
-    """Return keys and arguments of one ``store``; without a lease the value counts as computed just now."""
-    names, member = wanted.partition.names, word.prefix + wanted.digest
-    keys = (names.l, names.x, names.e + member, names.c, names.k + wanted.digest, names.w)
+    """Return keys and arguments of a ``store``, which evicts what the partition has named."""
+    names, member = part.names, word.prefix + digest
+    keys = (names.l, names.x, names.e + member, names.c, names.k + digest, names.w)
     args: tuple[Arg, ...] = (
         word.generation,
         member,
-        encoded.flags | (TAGGED if wanted.tags else 0) | (LABELLED if wanted.label is not None else 0),
+        flags,
         word.sequence if grant else b"",
-        label_block(wanted.label) + tag_block(wanted.tags) + encoded.payload,
-        lifetime_ms(wanted, encoded),
-        wanted.policy.window_ms,
+        body,
+        ttl_ms,
+        window_ms,
         state.max_entries,
         state.max_units,
         OVERHEAD,
         _SWEEP,
-        PEEK,
+        _PEEK,
         grant.fence if grant else b"",
         grant.holder if grant else b"",
-        wanted.partition.publish,
-        b"d" + wanted.digest,
-        int(wanted.partition.is_to_sweep(wanted.now_ms)),
+        part.publish,
+        b"d" + digest,
+        int(part.is_to_sweep(now_ms)),
     )
-    return keys + tuple(names.e + victim for victim in victims[::2]), args + tuple(victims)
+    if not part.victims:
+        return keys, args
+    victims = part.take_victims(_PEEK)
+    return (*keys, *[names.e + victim for victim in victims[::2]]), (*args, *victims)
 
 
 def settle(state: State, part: Partition, stored: Stored) -> Program[None]:
-    """Count what a store did, and do what it left: trim what is still over a limit, heal what looked wrong."""
+    """Count what a store did, and do what it left."""
+    if note_stored(state, part, stored):
+        yield from tidy_up(state, part, stored)
+
+
+def note_stored(state: State, part: Partition, stored: Stored) -> bool:
+    """Count what a store did, and keep what it said; return whether it left anything to ``tidy_up``."""
     counters = state.counters
-    if stored.code in _COUNTED:
-        counters.add(_COUNTED[stored.code])
-    else:
-        counters.add("stored")
-        counters.add("replaced", stored.code == REPLACED)
-    counters.add("expired", max(stored.swept, 0))
-    counters.add("evicted", stored.evicted)
+    counters.add(_COUNTED.get(stored.code, "stored"))
+    if stored.code == REPLACED:
+        counters.add("replaced")
+    if stored.swept > 0:
+        counters.add("expired", stored.swept)
+    if stored.evicted:
+        counters.add("evicted", stored.evicted)
     part.victims = part.victims or stored.victims
     part.note_pressure(stored.victims, stored.now_ms)
     if 0 <= stored.swept < _SWEEP:
         part.swept_ms = stored.now_ms
+    part.healed_ms = part.healed_ms or stored.now_ms
+    return bool(stored.over) or _is_to_heal(part, stored)
+
+
+def tidy_up(state: State, part: Partition, stored: Stored) -> Program[None]:
+    """Trim what is still over a limit, heal what looked wrong."""
     if stored.over:
         part.over = True
         if not part.making_room:
             yield from _make_room(state, part)
-    part.healed_ms = part.healed_ms or stored.now_ms
-    if part.suspects or stored.now_ms - part.healed_ms >= _HEAL_MS:
+    if _is_to_heal(part, stored):
         part.healed_ms = stored.now_ms
         yield from detach(heal(state, part, part.take_suspects()))
+
+
+def _is_to_heal(part: Partition, stored: Stored) -> bool:
+    return bool(part.suspects) or stored.now_ms - part.healed_ms >= _HEAL_MS
 
 
 def _make_room(state: State, part: Partition) -> Program[None]:

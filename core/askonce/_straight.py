@@ -8,9 +8,10 @@ is handed to the program, so that nothing is done twice.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from ._call import Call
 from ._clock import Clock
@@ -20,6 +21,7 @@ from ._wire.commands import checked, pack, pack_script
 from ._wire.node import Node
 from .entry import HEADER, Codec, Corrupt, parse, read_plain
 from .errors import BackendUnavailable, Uncacheable
+from .keys import DIGEST_LENGTH
 from .policy import Policy, Refused
 from .scripts import STORE, Stored
 from .served import AnyServed, Served, Source
@@ -38,6 +40,34 @@ class Reading:
         return self._straight.pack_fetch(self._partition, members, self._straight.clock.now())
 
 
+#: What stands in a form for what is filled in, and as it is packed: no other word of a store is like any of them.
+_DIGEST: Final = b"\xff" * DIGEST_LENGTH
+_BODY: Final = b"\xfe"
+_LIFETIME: Final = -1
+_BLANKS: Final = re.compile(rb"\xff{27}|\$1\r\n\xfe\r\n|\$2\r\n-1\r\n")
+#: One for each partition, and stale window of a policy; made anew when there are more.
+_MOST_FORMS: Final = 2_048
+
+
+class _Form(NamedTuple):
+    """
+    A plain store, packed but for what differs from one to the next: digest (four times), body, lifetime.
+
+    Packing its 26 words anew takes longer than finding what was looked up.
+    """
+
+    word: Word
+    publish: bytes
+    pieces: list[bytes]
+
+    def filled(self, digest: bytes, body: bytes, lifetime_ms: int) -> bytes:
+        """Return the command."""
+        a, b, c, d, e, f, g = self.pieces
+        size, ttl = b"$%d\r\n" % len(body), b"%d" % lifetime_ms
+        lifetime = b"$%d\r\n%b\r\n" % (len(ttl), ttl)
+        return b"".join((a, digest, b, digest, c, digest, d, size, body, b"\r\n", e, lifetime, f, digest, g))
+
+
 class Straight:
     """The straight path of one namespace in one process."""
 
@@ -46,6 +76,7 @@ class Straight:
     ) -> None:
         self._state, self.clock, self._nodes, self._draw = state, clock, nodes, draw
         self._near = state.near
+        self._forms: dict[tuple[int, int, int], _Form] = {}
         self.readings = [Reading(self, part) for part in state.partitions]
 
     # --- one request ------------------------------------------------------------------------------------------
@@ -184,11 +215,22 @@ class Straight:
         """Return the command that stores what is *encoded*; *ttl_ms* is the caller's, if admission has none."""
         flags, payload, admitted_ms = encoded
         lifetime_ms = policy.lifetime_ms(ttl_ms if admitted_ms is None else admitted_ms, self._draw())
-        now_ms = int(self.clock.now())
-        keys, args = store_call(
-            self._state, part, word, digest, flags, payload, lifetime_ms, policy.window_ms, now_ms
-        )
-        return pack_script(STORE, keys, args)
+        now_ms, window_ms = int(self.clock.now()), policy.window_ms
+        if part.victims or part.is_to_sweep(now_ms):
+            call = store_call(self._state, part, word, digest, flags, payload, lifetime_ms, window_ms, now_ms)
+            return pack_script(STORE, *call)
+        kind = (part.index, flags, window_ms)
+        form = self._forms.get(kind)
+        if form is None or form.word is not word or form.publish is not part.publish:
+            if len(self._forms) >= _MOST_FORMS:
+                self._forms.clear()
+            form = self._forms[kind] = self._form(part, word, flags, window_ms)
+        return form.filled(digest, payload, lifetime_ms)
+
+    def _form(self, part: Partition, word: Word, flags: int, window_ms: int) -> _Form:
+        now_ms = part.swept_ms  # nothing is to be swept yet
+        call = store_call(self._state, part, word, _DIGEST, flags, _BODY, _LIFETIME, window_ms, now_ms)
+        return _Form(word, part.publish, _BLANKS.split(pack_script(STORE, *call)))
 
     def noted(self, part: Partition, digest: bytes, stored: Stored) -> bool:
         """Note what a store did; return whether it left anything to ``tidy_up``."""

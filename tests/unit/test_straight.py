@@ -7,6 +7,7 @@ import pytest
 from askonce._clock import Clock
 from askonce._effects import Encoded
 from askonce._programs import store
+from askonce._programs.state import parse_word
 from askonce._straight import Straight
 from askonce._wire.commands import pack_script
 from askonce.near import Near, NearCache
@@ -14,6 +15,8 @@ from askonce.policy import Policy
 from askonce.scripts import STORE
 
 from .play import DIGEST, MEMBER, NOW, WORD, Player, counts, entry, make_ask, stored
+
+POLICY = Policy(ttl=10, jitter=0.5, stale_if_error=5)
 
 
 @pytest.fixture
@@ -76,19 +79,52 @@ def test_a_plain_hit_is_served_and_counted(state, part, near):
 # --- a plain store ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("victims", [[], [b"7:v", b"10"]])
-@pytest.mark.parametrize(("ttl_ms", "admitted_ms"), [(None, None), (2_000, None), (2_000, 3_000)])
-def test_a_plain_store_sends_what_the_program_would(straight, state, part, victims, ttl_ms, admitted_ms):
-    """To the last argument: lifetime with its jitter, limits, victims, whether to sweep."""
-    policy, encoded = Policy(ttl=10, jitter=0.5, stale_if_error=5), Encoded(1, b"payload", admitted_ms)
-    part.victims, part.swept_ms = list(victims), 0
-    packed = straight.pack_store(part, part.word, DIGEST, encoded, policy, ttl_ms)
-    assert part.victims == []
+@pytest.fixture
+def sends(straight, state, part):
+    def sends(payload=b"payload", ttl_ms=None, *, flags=1, admitted_ms=None, victims=(), policy=POLICY):
+        """Return what the straight path sends, and what the program does."""
+        encoded, now_ms = Encoded(flags, payload, admitted_ms), int(straight.clock.now())
+        part.victims = list(victims)
+        packed = straight.pack_store(part, part.word, DIGEST, encoded, policy, ttl_ms)
+        part.victims = list(victims)
+        wanted = make_ask(state, policy=policy, ttl_ms=ttl_ms, draw=0.5, now_ms=now_ms)
+        effect = Player(store(state, wanted, "new", 0, encoded)).asks()
+        return packed, pack_script(STORE, effect.keys, effect.args)
 
-    part.victims = list(victims)
-    wanted = make_ask(state, policy=policy, ttl_ms=ttl_ms, draw=0.5, now_ms=NOW)
-    effect = Player(store(state, wanted, "new", 0, encoded)).asks()
-    assert packed == pack_script(STORE, effect.keys, effect.args)
+    return sends
+
+
+@pytest.mark.parametrize("victims", [[], [b"7:v", b"10"]])
+@pytest.mark.parametrize("swept", [False, True])
+@pytest.mark.parametrize(("ttl_ms", "admitted_ms"), [(None, None), (2_000, None), (2_000, 3_000)])
+def test_a_plain_store_sends_what_the_program_would(
+    straight, part, sends, victims, swept, ttl_ms, admitted_ms
+):
+    """To the last argument: lifetime with its jitter, limits, victims, whether to sweep."""
+    if swept:
+        part.swept_ms = int(straight.clock.now())
+    ours, theirs = sends(ttl_ms=ttl_ms, admitted_ms=admitted_ms, victims=victims)
+    assert ours == theirs
+
+
+def test_what_a_plain_store_is_packed_by_follows_what_changes(straight, part, sends):
+    """Generation, flags, stale window, the command that publishes, and any payload: what was packed first does not stay."""
+    part.swept_ms = int(straight.clock.now())
+    for change in (
+        {},
+        {"flags": 0},
+        {"policy": Policy(ttl=10, stale_while_revalidate=7)},
+        {"payload": b""},
+        {"payload": b"\xff" * 27 + b"$1\r\n\xfe\r\n$2\r\n-1\r\n" + b"x" * 9_999},
+        {"ttl_ms": 3650 * 86_400_000},
+        {"word": b"8:100"},
+        {"publish": b"SPUBLISH"},
+    ):
+        if word := change.pop("word", None):
+            part.word = parse_word(word)
+        part.publish = change.pop("publish", part.publish)
+        ours, theirs = sends(**change)
+        assert ours == theirs
 
 
 @pytest.mark.parametrize("left", [{"over": 1, "victims": [b"7:v", b"10"]}, {"suspect": b"7:s"}, {}])

@@ -33,7 +33,10 @@ from langchain_core.outputs import Generation
 from langchain_redis import RedisCache as LangchainRedisCache
 
 from askonce import Near
+from askonce.keys import Fingerprints
 from askonce_langchain import AskonceCache
+from askonce_langchain._codec import GenerationsCodec
+from askonce_langchain._keys import request
 from tests.benchmarks.bench import Taken, ameasure, measure, report
 from tests.benchmarks.chain import Canned, answer, chain_of
 from tests.benchmarks.payloads import ANSWER
@@ -45,6 +48,8 @@ BASE = "langchain_community RedisCache"
 NEAR = "askonce, near=Near()"
 #: Keeps the very objects in a dict: no fingerprint, no round trip, nothing to read.
 MEMORY = "LangChain itself (InMemoryCache)"
+#: What any cache of askonce's takes before and after it asks: telling the questions apart, making a new answer.
+FLOOR = "fingerprint and decoding alone"
 #: The most that a call through askonce may take, as a part of what it takes through BASE.
 BOUNDS = {"lookup, hit": 0.6, "update": 0.6, f"{AT_ONCE} alookup at once": 0.1}
 
@@ -187,6 +192,7 @@ async def async_part(url: str, far: str, rounds: int, distance_ms: float) -> Non
         lookups = {name: _alookup(cache) for name, cache in caches.items()}
         if where == url:
             lookups[MEMORY] = _alookup(await fill(InMemoryCache()))
+            lookups[FLOOR] = _fingerprint_and_decode()
             tell("alookup, hit, one caller", await ameasure(lookups, 1, rounds, AT_ONCE))
         medians = await ameasure(lookups, AT_ONCE, rounds, AT_ONCE)
         tell(f"{AT_ONCE} alookup at once, {place} (time a call)", medians)
@@ -198,6 +204,20 @@ async def async_part(url: str, far: str, rounds: int, distance_ms: float) -> Non
 def _alookup(cache: BaseCache) -> Callable[[int], Any]:
     asked, turn = strings(), itertools.cycle(range(AT_ONCE))  # each caller another question
     return lambda _: cache.alookup(*asked[next(turn)])
+
+
+def _fingerprint_and_decode() -> Callable[[int], Any]:
+    """Return what does the work of a hit that is not looking up."""
+    asked, turn, codec = strings(), itertools.cycle(range(AT_ONCE)), GenerationsCodec()
+    stored = [codec.encode([answer(number)]) for number in range(AT_ONCE)]
+    fingerprint = Fingerprints("", {}).of
+
+    async def call(_: int) -> list[Generation]:
+        number = next(turn)
+        fingerprint(request(*asked[number]))
+        return codec.decode(stored[number])
+
+    return call
 
 
 def _abatch(cache: BaseCache) -> Callable[[int], Any]:

@@ -494,7 +494,7 @@ def test_a_lease_that_was_dropped_is_given_back(make_driver, elsewhere):
     gc.collect()
 
     assert following.result(10).value == "follower's"
-    assert time.monotonic() - start < 2.5
+    assert time.monotonic() - start < 5  # patience is 120 s
 
 
 def test_a_lease_that_was_dropped_is_not_held(make_driver, url):

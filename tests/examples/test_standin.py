@@ -228,7 +228,7 @@ def test_a_call_takes_its_latency_streamed_or_not():
             reply = client.chat.completions.create(model=MODEL, messages=[QUESTION], stream=stream)
             if stream:
                 list(reply)
-            assert 0.18 < time.perf_counter() - began
+            assert 0.18 < time.perf_counter() - began < 5
 
 
 def test_it_ends_with_the_process_that_started_it():

@@ -11,6 +11,7 @@ every entry, and at last everything expires.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import sys
@@ -96,9 +97,7 @@ def mutate(name: str) -> None:
         source = change(script.source)
         changed += source != script.source
         object.__setattr__(script, "source", source)
-        object.__setattr__(
-            script, "sha", scripts.hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
-        )
+        object.__setattr__(script, "sha", hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
     assert changed, f"the mutation {name!r} finds nothing to change: its text has moved"
 
 

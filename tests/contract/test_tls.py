@@ -9,8 +9,7 @@ import pytest
 from tests.servers import Cluster, Server, promised
 
 from askonce import AsyncCache, Source
-from askonce._wire import multiplexed
-from askonce._wire.line import Slow
+from askonce._wire import line, multiplexed
 
 from .polling import registered, until
 from .upstream import Gate
@@ -76,10 +75,10 @@ def test_a_server_with_tls(start, make_driver, certificate):
     works(make_driver(url, strict=True), make_driver(url, strict=True))
 
 
-@pytest.mark.parametrize("line", [multiplexed.line, Slow])
-async def test_long_answers_at_once(start, certificate, monkeypatch, line):
+@pytest.mark.parametrize("made", [line.line, line.Slow])
+async def test_long_answers_at_once(start, certificate, monkeypatch, made):
     """Asyncio reads them through the encrypting transport itself, or has redis-py read them: not a byte is lost."""
-    monkeypatch.setattr(multiplexed, "line", line)
+    monkeypatch.setattr(multiplexed, "line", made)
     port = start(Server).tls_port
     url = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={certificate / 'cert'}"
     answers = [random.Random(number).randbytes(100_000 * number) for number in range(6)]

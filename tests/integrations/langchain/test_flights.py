@@ -264,7 +264,7 @@ class TestNothingIsLeftBehind:
         finally:
             sys.unraisablehook = hook
         assert not unraisable
-        call._log_destroy_pending = False
+        call._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio's own
         del call
         loop.close()
         gc.collect()

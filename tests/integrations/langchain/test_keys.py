@@ -130,7 +130,9 @@ class TestMessagesThatDiffer:
     def test_text_is_left_alone(self) -> None:
         """The prompt of a completion model is text, whatever it looks like."""
         for text in ("q", "[1, 2]", '[{"lc": 1}]', '[{"lc": 1', '[{"lc": 1, "type": "secret", "id": ["X"]}]'):
-            assert {"prompt": text} == {k: v for k, v in request(text, "m").body.items() if k == "prompt"}
+            assert {"prompt": text} == {
+                k: v for k, v in dict(request(text, "m").body).items() if k == "prompt"
+            }
 
 
 class TestArguments:

@@ -88,9 +88,10 @@ class Cache(Driver):
         control, call, encoded = current(), self._call(codec, admit), None
         digest, cost_ms = self._digest(request, control), round((cost or 0.0) * 1000)
         if control is NONE and not tags and label is None:
-            encoded, stored = self._straight_store(digest, value, cost_ms, lifetime_ms(ttl), call)
-            if stored is not None:
-                return stored
+            done = self._straight_store(digest, value, cost_ms, lifetime_ms(ttl), call)
+            if isinstance(done, bool):
+                return done
+            encoded = done
         wanted = self._namespace.ask(digest, self._policy, control, ttl=ttl, tags=tags, label=label)
         return self._run(programs.store(self._namespace.state, wanted, value, cost_ms, encoded), call)
 

@@ -86,30 +86,28 @@ class Driver(View):
 
     def _straight_store(
         self, digest: bytes, value: Any, cost_ms: int, ttl_ms: int | None, call: Call
-    ) -> tuple[Encoded | None, bool | None]:
-        """
-        Store *value* with no program; return it encoded, and whether it was stored.
-
-        Neither is None if admission refused it; the second is None where the program is to store it.
-        """
+    ) -> Encoded | bool:
+        """Store *value* with no program, and return whether it was stored; else return it encoded, for the program."""
         namespace = self._namespace
         part, straight = namespace.state.partition_of(digest), namespace.straight
         encoded = straight.encoded(call, value, cost_ms)
-        if encoded is None or (word := part.word) is None:
-            return encoded, None if encoded else False
+        if encoded is None:
+            return False
+        if (word := part.word) is None:
+            return encoded
         packed = straight.pack_store(part, word, digest, encoded, self._policy, ttl_ms)
         before = time.monotonic()
         try:
             stored = answer(STORE, (self._exchange(part.index, packed, 1))[0])
         except BackendUnavailable:
-            return encoded, None  # as above; or the server does not know the script
+            return encoded  # as above; or the server does not know the script
         namespace.clock.note(stored, before, time.monotonic())
         if stored.code == MOVED:
             part.word = None
-            return encoded, None
+            return encoded
         if straight.noted(part, digest, stored):
             self._run(programs.tidy_up(namespace.state, part, stored), call)
-        return encoded, stored.code in {STORED, REPLACED}
+        return stored.code in {STORED, REPLACED}
 
     def _run(self, program: Program[T], call: Call) -> T:
         reply: Any = None

@@ -16,6 +16,7 @@ class Proxy:
         self.pause = 0.0  # seconds between two pieces
         self.answers = []  # said in place of what the server answers next
         self.asked = 0  # bytes that have come from the client
+        self.takes, self.rest = 1 << 20, 0.0  # of these at most so many at a time, and seconds between
         self._writers, self._tasks = [], []
 
     async def start(self, url):
@@ -40,9 +41,10 @@ class Proxy:
 
     async def _ask(self, reader, writer):
         with contextlib.suppress(OSError):
-            while data := await reader.read(1 << 20):
+            while data := await reader.read(self.takes):
                 self.asked += len(data)
                 writer.write(data)
+                await asyncio.sleep(self.rest)
             writer.close()
 
     def say(self, data):

@@ -7,6 +7,7 @@ Every test runs on both lines: the one that uses the connection's socket, and th
 import asyncio
 import random
 import threading
+import time
 
 import pytest
 import redis
@@ -174,6 +175,17 @@ def test_an_answer_that_comes_bit_by_bit_is_late_as_a_whole(make_wire, proxy, ra
     ends_the_pause(wire)
 
     assert get(wire, "k") == b"v" * 400
+
+
+def test_a_question_that_is_taken_bit_by_bit_is_late_as_a_whole(make_wire, proxy):
+    """Each bit is taken within the deadline, all of them together are not."""
+    wire = make_wire(proxy.url, deadline=0.5)
+    proxy.takes, proxy.rest = 65_536, 0.02  # 10 s for what the system does not hold
+    start = time.monotonic()
+
+    with pytest.raises(BackendUnavailable, match="no answer within"):
+        wire.exchange(pack(("SET", "k", bytes(30_000_000))), 1)
+    assert time.monotonic() - start < 3
 
 
 def test_an_answer_in_pieces_leaves_the_deadline_as_it_was(make_wire, proxy, raw):

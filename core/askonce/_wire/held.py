@@ -30,6 +30,9 @@ from .endpoint import Endpoint
 #: A connection that was idle for longer may have been closed by the other side: it gets one more try.
 _IDLE: Final = 1.0
 
+#: What any system takes at once.  Of more, the kernel would give each part a deadline of its own.
+_AT_ONCE: Final = 16_384
+
 
 class _Line(Protocol):
     """A connection in use."""
@@ -48,10 +51,10 @@ class _Line(Protocol):
 class Direct:
     """Exchanges over the socket of a connection."""
 
-    __slots__ = ("_buffer", "_reader", "_socket", "_timeout", "connection")
+    __slots__ = ("_buffer", "_deadline", "_reader", "_socket", "_timeout", "connection")
 
     def __init__(self, connection: Any, sock: Any, deadline: float) -> None:
-        self.connection, self._socket = connection, sock
+        self.connection, self._socket, self._deadline = connection, sock, deadline
         self._timeout = None if _is_timed(sock, deadline) else deadline
         sock.settimeout(self._timeout)
         self._buffer = bytearray(READ_SIZE)
@@ -63,7 +66,9 @@ class Direct:
         replies: list[Any] = []
         # Sending, and the first read, have the socket's own timeout, which is the deadline: for a plain hit it is not
         # set anew.
-        is_set = False
+        is_set = len(packed) > _AT_ONCE and self._timeout is None
+        if is_set:
+            sock.settimeout(self._deadline)
         try:
             sock.sendall(packed)
             while True:
@@ -103,8 +108,9 @@ def _is_timed(sock: Any, seconds: float) -> bool:
 
     With a timeout of Python's, each of them is a ``poll`` before it as well.
     """
-    if type(sock) is not socket.socket or sys.platform == "win32":  # TLS has a timeout of its own
-        return False
+    kind = type(sock)
+    if (kind.__module__, kind.__name__) != ("socket", "socket") or sys.platform == "win32":
+        return False  # TLS, gevent and eventlet wait by themselves
     micros = max(1, round(seconds * 1_000_000))
     timeval = struct.pack("ll", *divmod(micros, 1_000_000))
     try:

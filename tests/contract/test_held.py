@@ -6,6 +6,8 @@ Every test runs on both lines: the one that uses the connection's socket, and th
 
 import asyncio
 import random
+import socket
+import struct
 import threading
 import time
 
@@ -186,6 +188,19 @@ def test_a_question_that_is_taken_bit_by_bit_is_late_as_a_whole(make_wire, proxy
     with pytest.raises(BackendUnavailable, match="no answer within"):
         wire.exchange(pack(("SET", "k", bytes(30_000_000))), 1)
     assert time.monotonic() - start < 3
+
+
+class Green(socket.socket):
+    """A socket that waits in a way of its own, as gevent's and eventlet's do."""
+
+
+@pytest.mark.parametrize(("kind", "timed"), [(socket.socket, True), (Green, False)])
+def test_the_kernel_times_sockets_of_the_standard_library_alone(kind, timed):
+    """Another one, with no timeout of Python's, might wait for ever."""
+    with kind() as one:
+        assert held._is_timed(one, 0.25) is timed
+        timeval = one.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.calcsize("ll"))
+        assert (struct.unpack("ll", timeval) != (0, 0)) is timed
 
 
 def test_an_answer_in_pieces_leaves_the_deadline_as_it_was(make_wire, proxy, raw):

@@ -105,12 +105,12 @@ class AsyncDriver(View):
         if (word := part.word) is None:
             return encoded
         packed = straight.pack_store(part, word, digest, encoded, self._policy, ttl_ms)
-        before = time.monotonic()
         try:
-            stored = answer(STORE, (await self._exchange(part.index, packed, 1))[0])
-        except BackendUnavailable:
-            return encoded  # as above; or the server does not know the script
-        namespace.clock.note(stored, before, time.monotonic())
+            stored = await self._send(STORE, part.index, packed)
+        except BackendUnavailable as error:
+            await self._failed(part.index, error)
+            now_ms = int(namespace.clock.now())
+            return await self._run(programs.not_stored(namespace.state, part, now_ms, error), call)
         if stored.code == MOVED:
             part.word = None
             return encoded
@@ -267,12 +267,16 @@ class AsyncDriver(View):
 
     async def _invoke(self, effect: Invoke[T]) -> T:
         packed = pack_script(effect.script, effect.keys, effect.args)
+        return await self._send(effect.script, effect.partition, packed)
+
+    async def _send(self, script: Script[T], index: int, packed: bytes) -> T:
+        """Return the answer to a script that is packed; it is loaded where the server does not know it."""
         before = time.monotonic()
-        replies = await self._exchange(effect.partition, packed, 1)
+        replies = await self._exchange(index, packed, 1)
         if is_unknown_script(replies):
             before = time.monotonic()
-            replies = (await self._exchange(effect.partition, pack_load(effect.script) + packed, 2))[1:]
-        result = answer(effect.script, replies[0])
+            replies = (await self._exchange(index, pack_load(script) + packed, 2))[1:]
+        result = answer(script, replies[0])
         self._namespace.clock.note(result, before, time.monotonic())
         return result
 

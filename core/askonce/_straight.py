@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 from ._call import Call
 from ._clock import Clock
 from ._effects import Encoded, Fetch, Fetched
-from ._programs import AT_ONCE, Partition, State, Word, not_encoded, note_stored, store_call
+from ._programs import AT_ONCE, PEEK, Partition, State, Word, not_encoded, note_stored, store_call
 from ._wire.commands import checked, pack, pack_script
 from ._wire.node import Node
 from .entry import HEADER, Codec, Corrupt, parse, read_plain
@@ -215,22 +215,22 @@ class Straight:
         """Return the command that stores what is *encoded*; *ttl_ms* is the caller's, if admission has none."""
         flags, payload, admitted_ms = encoded
         lifetime_ms = policy.lifetime_ms(ttl_ms if admitted_ms is None else admitted_ms, self._draw())
-        now_ms, window_ms = int(self.clock.now()), policy.window_ms
-        if part.victims or part.is_to_sweep(now_ms):
-            call = store_call(self._state, part, word, digest, flags, payload, lifetime_ms, window_ms, now_ms)
+        state, names, publish, window_ms = self._state, part.names, part.publish, policy.window_ms
+        victims = part.take_victims(PEEK) if part.victims else ()
+        tidy = part.is_to_sweep(int(self.clock.now()))
+        if victims or tidy:
+            call = store_call(
+                state, names, publish, word, digest, flags, payload, lifetime_ms, window_ms, victims, tidy
+            )
             return pack_script(STORE, *call)
         kind = (part.index, flags, window_ms)
         form = self._forms.get(kind)
-        if form is None or form.word is not word or form.publish is not part.publish:
-            if len(self._forms) >= _MOST_FORMS:
+        if form is None or form.word is not word or form.publish is not publish:
+            if form is None and len(self._forms) >= _MOST_FORMS:
                 self._forms.clear()
-            form = self._forms[kind] = self._form(part, word, flags, window_ms)
+            call = store_call(state, names, publish, word, _DIGEST, flags, _BODY, _LIFETIME, window_ms)
+            form = self._forms[kind] = _Form(word, publish, _BLANKS.split(pack_script(STORE, *call)))
         return form.filled(digest, payload, lifetime_ms)
-
-    def _form(self, part: Partition, word: Word, flags: int, window_ms: int) -> _Form:
-        now_ms = part.swept_ms  # nothing is to be swept yet
-        call = store_call(self._state, part, word, _DIGEST, flags, _BODY, _LIFETIME, window_ms, now_ms)
-        return _Form(word, part.publish, _BLANKS.split(pack_script(STORE, *call)))
 
     def noted(self, part: Partition, digest: bytes, stored: Stored) -> bool:
         """Note what a store did; return whether it left anything to ``tidy_up``."""

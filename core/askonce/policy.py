@@ -11,10 +11,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import Enum
-from functools import cached_property
 from typing import Any, TypeAlias
 
 from .errors import ConfigurationError
@@ -140,7 +139,7 @@ class Hot:
         return round(_float(self.max_age) * 1000)
 
 
-@dataclass(frozen=True, kw_only=True)  # no slots: what is worked out is kept
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """
     Lifetimes and patience.
@@ -162,6 +161,11 @@ class Policy:
     hot: Hot | None = None
     lease: Duration = 10.0
     max_wait: Duration = 120.0
+    #: Worked out from these, in milliseconds: the freshness lifetime, at least 1; how long past it an entry is
+    #: retained, the longer of the two stale windows; the time of a lease.
+    ttl_ms: int = field(init=False, repr=False, compare=False)
+    window_ms: int = field(init=False, repr=False, compare=False)
+    lease_ms: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, at_least in (
@@ -186,6 +190,10 @@ class Policy:
             raise ConfigurationError(
                 f"jitter={jitter!r} is no fraction: give 0 (none) up to, not including, 1"
             )
+        window = max(_float(self.stale_while_revalidate), _float(self.stale_if_error))
+        object.__setattr__(self, "ttl_ms", max(1, round(_float(self.ttl) * 1000)))
+        object.__setattr__(self, "window_ms", round(window * 1000))
+        object.__setattr__(self, "lease_ms", round(_float(self.lease) * 1000))
 
     @classmethod
     def short(cls) -> Policy:
@@ -213,21 +221,6 @@ class Policy:
         Costs memory instead of calls, and trust in the key: a changed model behind the same name is seen late.
         """
         return cls(ttl="30d", stale_while_revalidate="1d", stale_if_error="7d", jitter=0.1)
-
-    @cached_property
-    def ttl_ms(self) -> int:
-        """The freshness lifetime in milliseconds, at least 1."""
-        return max(1, round(_float(self.ttl) * 1000))
-
-    @cached_property
-    def window_ms(self) -> int:
-        """How long past its freshness an entry is retained: the longer of the two stale windows."""
-        return round(max(_float(self.stale_while_revalidate), _float(self.stale_if_error)) * 1000)
-
-    @cached_property
-    def lease_ms(self) -> int:
-        """The time of a lease in milliseconds."""
-        return round(_float(self.lease) * 1000)
 
     @property
     def max_wait_s(self) -> float:

@@ -6,8 +6,7 @@ Every test runs on both lines: the one that uses the connection's socket, and th
 
 import asyncio
 import random
-import socket
-import struct
+import signal
 import threading
 import time
 
@@ -190,17 +189,21 @@ def test_a_question_that_is_taken_bit_by_bit_is_late_as_a_whole(make_wire, proxy
     assert time.monotonic() - start < 3
 
 
-class Green(socket.socket):
-    """A socket that waits in a way of its own, as gevent's and eventlet's do."""
-
-
-@pytest.mark.parametrize(("kind", "timed"), [(socket.socket, True), (Green, False)])
-def test_the_kernel_times_sockets_of_the_standard_library_alone(kind, timed):
-    """Another one, with no timeout of Python's, might wait for ever."""
-    with kind() as one:
-        assert held._is_timed(one, 0.25) is timed
-        timeval = one.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.calcsize("ll"))
-        assert (struct.unpack("ll", timeval) != (0, 0)) is timed
+def test_signals_do_not_put_the_deadline_off(make_wire, proxy):
+    """A profiler's timer interrupts each wait: what is left of it goes on, it does not begin anew."""
+    wire = make_wire(proxy.url, deadline=0.3)
+    proxy.let("clear")
+    interrupted = []
+    former = signal.signal(signal.SIGALRM, lambda *_: interrupted.append(1))
+    signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+    try:
+        with pytest.raises(BackendUnavailable, match="no answer within"):
+            get(wire, "k")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
+        proxy.let("set")
+    assert 3 < len(interrupted) < 100
 
 
 def test_an_answer_in_pieces_leaves_the_deadline_as_it_was(make_wire, proxy, raw):

@@ -106,14 +106,31 @@ def both(make):
 # --- a plain store ------------------------------------------------------------------------------------------------
 
 
-def test_what_the_straight_path_could_not_send_the_program_sends(both):
-    """Nothing is asked or encoded twice."""
+def test_what_the_straight_path_cannot_send_the_program_sends(both):
+    """No control word is known yet, or the generation has moved: admission is asked once all the same."""
     asked = []
+    assert both.do("store", "p", "v", admit=asked.append) is True
+    both.reply([MOVED, 1, -1, 0, 0, []])
+    assert both.do("store", "q", "w", admit=asked.append) is True
 
-    assert both.do("store", "p", "v") is True  # reads the control word
-    assert both.do("store", "q", "v", admit=asked.append) is True
-    assert both.do("lookup", "q").value == "v"
-    assert asked == ["v"]
+    assert asked == ["v", "w"]
+    assert len(both.server.entries) == 2
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_plain_store_that_fails_is_not_sent_again(make, strict):
+    """False, counted once; a strict cache says why it failed."""
+    both = make(strict=strict)
+    both.do("store", "p", "v")
+    both.cache._namespace.state.counters.take()
+
+    if strict:
+        with pytest.raises(BackendUnavailable, match="no wire in this test"):
+            both.do("store", "q", "v")
+    else:
+        assert both.do("store", "q", "v") is False
+    assert both.cache._namespace.state.counters.peek() == {"backend_errors": 1}
+    assert len(both.server.entries) == 1
 
 
 @pytest.mark.parametrize(

@@ -18,13 +18,14 @@ from .find import lookup, stand_in
 from .many import get_many, get_or_compute_many, store_many
 from .state import AT_ONCE, META, Ask, Partition, State, Word
 from .stream import Behind, Elsewhere, end, fallback, is_followed, pull, read_ahead, rest, take_up, tune_in
-from .write import Given, not_encoded, note_stored, store, store_call, tidy_up
+from .write import PEEK, Given, not_encoded, not_stored, note_stored, store, store_call, tidy_up
 
 __all__ = [
     "AT_ONCE",
     "END_MARK",
     "META",
     "NOTHING_UNSENT",
+    "PEEK",
     "Ask",
     "Behind",
     "Elsewhere",
@@ -52,6 +53,7 @@ __all__ = [
     "is_followed",
     "lookup",
     "not_encoded",
+    "not_stored",
     "note_stored",
     "publish_call",
     "pull",

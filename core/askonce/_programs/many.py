@@ -398,7 +398,7 @@ def _note_failures(state: State, asks: Sequence[Ask], answers: Sequence[object])
     for wanted, error in zip(asks, answers, strict=True):
         if isinstance(error, BackendUnavailable) and id(error) not in noted:
             noted.add(id(error))
-            yield from shed(state, wanted, error)
+            yield from shed(state, wanted.partition, wanted.now_ms, error)
             failed(state, error)
 
 

@@ -10,6 +10,7 @@ from .._effects import Encoded, Program, Renewal, ScriptCall, ask, detach, encod
 from .._flights import Landed
 from ..entry import LABELLED, OVERHEAD, TAGGED, label_block, tag_block
 from ..errors import BackendUnavailable, Moved, OutOfMemory, Uncacheable
+from ..keys import Names
 from ..policy import Refused
 from ..scripts import FENCED_OFF, HEAL, MOVED, RELEASE, REPLACED, STORE, STORED, TOO_LARGE, TRIM, Arg, Stored
 from .find import connect, failed
@@ -17,7 +18,7 @@ from .state import Ask, Partition, State, Word, chunks, parse_word
 
 #: Entries that a store sweeps, and victims that it asks to be named for the next one (redis.md measured both).
 _SWEEP: Final = 16
-_PEEK: Final = 4
+PEEK: Final = 4
 #: Victims of one trim: about 0.4 ms of the server.
 _TRIM: Final = 64
 #: Trims that a caller waits for; the rest runs in the background.
@@ -65,9 +66,14 @@ def store(
     try:
         return (yield from write(state, wanted, encoded, None)) in {STORED, REPLACED}
     except BackendUnavailable as error:
-        failed(state, error)
-        yield from shed(state, wanted, error)
-        return False
+        return (yield from not_stored(state, wanted.partition, wanted.now_ms, error))
+
+
+def not_stored(state: State, part: Partition, now_ms: int, error: BackendUnavailable) -> Program[bool]:
+    """Count a store that failed, make room if Redis has none, and return False; a strict cache raises."""
+    failed(state, error)
+    yield from shed(state, part, now_ms, error)
+    return False
 
 
 def encode_for_store(state: State, value: Any, cost_ms: int) -> Program[Encoded | None]:
@@ -103,7 +109,7 @@ def keep(state: State, wanted: Ask, value: Any, cost_ms: int, grant: Grant | Non
             stored = (yield from write(state, wanted, encoded, grant)) in {STORED, REPLACED}
         except BackendUnavailable as error:
             yield from release(state, wanted, grant, "")
-            yield from shed(state, wanted, error)
+            yield from shed(state, wanted.partition, wanted.now_ms, error)
             failed(state, error)
     return landing(wanted, value, encoded, grant, stored=stored)
 
@@ -172,25 +178,40 @@ def store_call_of(
     else:
         flags = encoded.flags | (TAGGED if wanted.tags else 0) | (LABELLED if wanted.label is not None else 0)
         body = label_block(wanted.label) + tag_block(wanted.tags) + encoded.payload
+    part = wanted.partition
+    victims, tidy = part.take_victims(PEEK), part.is_to_sweep(wanted.now_ms)
     return store_call(
-        state, wanted.partition, word, wanted.digest, flags, body, ttl_ms, window_ms, wanted.now_ms, grant
+        state,
+        part.names,
+        part.publish,
+        word,
+        wanted.digest,
+        flags,
+        body,
+        ttl_ms,
+        window_ms,
+        victims,
+        tidy,
+        grant,
     )
 
 
 def store_call(
     state: State,
-    part: Partition,
+    names: Names,
+    publish: bytes,
     word: Word,
     digest: bytes,
     flags: int,
     body: bytes,
     ttl_ms: int,
     window_ms: int,
-    now_ms: int,
+    victims: Sequence[bytes] = (),
+    tidy: bool = False,
     grant: Grant | None = None,
 ) -> tuple[tuple[bytes, ...], tuple[Arg, ...]]:
-    """Return keys and arguments of a ``store``, which evicts what the partition has named."""
-    names, member = part.names, word.prefix + digest
+    """Return keys and arguments of a ``store``; with *tidy* it sweeps, and the *victims* are those it evicts."""
+    member = word.prefix + digest
     keys = (names.l, names.x, names.e + member, names.c, names.k + digest, names.w)
     args: tuple[Arg, ...] = (
         word.generation,
@@ -204,16 +225,13 @@ def store_call(
         state.max_units,
         OVERHEAD,
         _SWEEP,
-        _PEEK,
+        PEEK,
         grant.fence if grant else b"",
         grant.holder if grant else b"",
-        part.publish,
+        publish,
         b"d" + digest,
-        int(part.is_to_sweep(now_ms)),
+        int(tidy),
     )
-    if not part.victims:
-        return keys, args
-    victims = part.take_victims(_PEEK)
     return (*keys, *[names.e + victim for victim in victims[::2]]), (*args, *victims)
 
 
@@ -293,11 +311,10 @@ def drain(state: State, part: Partition) -> Program[None]:
         state.counters.add("backend_errors")
 
 
-def shed(state: State, wanted: Ask, error: BackendUnavailable) -> Program[None]:
+def shed(state: State, part: Partition, now_ms: int, error: BackendUnavailable) -> Program[None]:
     """Make room behind the caller if Redis is out of memory: a tenth of what the books hold, once a second."""
-    part = wanted.partition
-    if isinstance(error, OutOfMemory) and wanted.now_ms - part.shed_ms >= _SHED_MS:
-        part.shed_ms = wanted.now_ms
+    if isinstance(error, OutOfMemory) and now_ms - part.shed_ms >= _SHED_MS:
+        part.shed_ms = now_ms
         yield from detach(_shed(state, part))
 
 

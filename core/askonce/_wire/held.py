@@ -10,9 +10,6 @@ alone: ``ConnectionPool.make_connection``, ``Connection.connect``, ``send_packed
 
 from __future__ import annotations
 
-import socket
-import struct
-import sys
 import threading
 import time
 from typing import Any, Final, Protocol
@@ -30,9 +27,6 @@ from .endpoint import Endpoint
 #: A connection that was idle for longer may have been closed by the other side: it gets one more try.
 _IDLE: Final = 1.0
 
-#: What any system takes at once.  Of more, the kernel would give each part a deadline of its own.
-_AT_ONCE: Final = 16_384
-
 
 class _Line(Protocol):
     """A connection in use."""
@@ -43,82 +37,46 @@ class _Line(Protocol):
         """Send commands and return their *count* replies; an error of Redis is one too."""
         ...
 
-    def is_dead(self) -> bool:
-        """Return whether a connection that nobody waits on was closed, or says what nobody asked."""
-        ...
-
 
 class Direct:
     """Exchanges over the socket of a connection."""
 
-    __slots__ = ("_buffer", "_deadline", "_reader", "_socket", "_timeout", "connection")
+    __slots__ = ("_buffer", "_reader", "_socket", "connection")
 
-    def __init__(self, connection: Any, sock: Any, deadline: float) -> None:
-        self.connection, self._socket, self._deadline = connection, sock, deadline
-        self._timeout = None if _is_timed(sock, deadline) else deadline
-        sock.settimeout(self._timeout)
+    def __init__(self, connection: Any, socket: Any) -> None:
+        self.connection, self._socket = connection, socket
         self._buffer = bytearray(READ_SIZE)
         self._reader = reader()
 
     def exchange(self, packed: bytes, count: int, due: float) -> list[Any]:
         """See ``_Line``."""
-        sock, parser, buffer = self._socket, self._reader, self._buffer
+        socket, parser, buffer = self._socket, self._reader, self._buffer
         replies: list[Any] = []
         # Sending, and the first read, have the socket's own timeout, which is the deadline: for a plain hit it is not
         # set anew.
-        is_set = len(packed) > _AT_ONCE and self._timeout is None
-        if is_set:
-            sock.settimeout(self._deadline)
-        try:
-            sock.sendall(packed)
-            while True:
-                size = sock.recv_into(buffer)
-                if not size:
-                    raise RedisConnectionError("Connection closed by server.")
-                parser.feed(buffer, 0, size)  # type: ignore[arg-type]  # its stub says bytes
-                while (reply := parser.gets(False)) is not MORE:
-                    if isinstance(reply, RedisConnectionError):  # LOADING
-                        raise reply
-                    replies.append(reply)
-                if len(replies) >= count:
-                    break
-                if (left := due - time.monotonic()) <= 0:
-                    raise TimeoutError  # bit by bit is too slow as well
-                is_set = True
-                sock.settimeout(left)
-        except BlockingIOError:  # the kernel's word for it
-            raise TimeoutError from None
-        if is_set:
-            sock.settimeout(self._timeout)
+        socket.sendall(packed)
+        timeout = None
+        while True:
+            size = socket.recv_into(buffer)
+            if not size:
+                raise RedisConnectionError("Connection closed by server.")
+            parser.feed(buffer, 0, size)  # type: ignore[arg-type]  # its stub says bytes
+            while (reply := parser.gets(False)) is not MORE:
+                if isinstance(reply, RedisConnectionError):  # LOADING
+                    raise reply
+                replies.append(reply)
+            if len(replies) >= count:
+                break
+            if timeout is None:
+                timeout = socket.gettimeout()
+            if (left := due - time.monotonic()) <= 0:
+                raise TimeoutError  # bit by bit is too slow as well
+            socket.settimeout(left)
+        if timeout is not None:
+            socket.settimeout(timeout)
         if len(replies) > count or parser.has_data():
             raise InvalidResponse("a reply that nobody asked for")
         return replies
-
-    def is_dead(self) -> bool:
-        """See ``_Line``."""
-        if _is_dead(self.connection):
-            return True
-        self._socket.settimeout(self._timeout)  # redis-py has set its own
-        return False
-
-
-def _is_timed(sock: Any, seconds: float) -> bool:
-    """
-    Let the kernel end a send or a read after *seconds*; return False if that cannot be.
-
-    With a timeout of Python's, each of them is a ``poll`` before it as well.
-    """
-    kind = type(sock)
-    if (kind.__module__, kind.__name__) != ("socket", "socket") or sys.platform == "win32":
-        return False  # TLS, gevent and eventlet wait by themselves
-    micros = max(1, round(seconds * 1_000_000))
-    timeval = struct.pack("ll", *divmod(micros, 1_000_000))
-    try:
-        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            sock.setsockopt(socket.SOL_SOCKET, option, timeval)
-    except OSError:
-        return False
-    return True
 
 
 class Slow:
@@ -141,10 +99,6 @@ class Slow:
                 replies.append(error)
         return replies
 
-    def is_dead(self) -> bool:
-        """See ``_Line``."""
-        return _is_dead(self.connection)
-
 
 class _Local(threading.local):
     """What one thread holds."""
@@ -153,9 +107,6 @@ class _Local(threading.local):
     used: float = 0.0  # when the last exchange that was answered began
     due: float = 0.0  # when what redis-py does must have ended
     reads: int = 0  # how often the socket was read for it
-
-    def __init__(self, deadline: float) -> None:
-        self.deadline = deadline
 
 
 def _parser_class(local: _Local) -> type:
@@ -177,13 +128,14 @@ def _parser_class(local: _Local) -> type:
 
 def _line(connection: Any, local: _Local) -> _Line:
     """Return the line over *connection*, which is connected."""
-    sock = getattr(connection, "_sock", None)
-    if hasattr(sock, "recv_into") and hasattr(sock, "sendall"):
-        return Direct(connection, sock, local.deadline)
+    socket = getattr(connection, "_sock", None)
+    if hasattr(socket, "recv_into") and hasattr(socket, "sendall"):
+        return Direct(connection, socket)
     return Slow(connection, local)
 
 
 def _is_dead(connection: Any) -> bool:
+    """Return whether a connection that nobody waits on was closed, or says what nobody asked."""
     try:
         return bool(connection.can_read(0))
     except (RedisError, OSError):
@@ -197,7 +149,7 @@ class Held:
         self._endpoint = endpoint
         self._deadline = deadline
         self._breaker = breaker
-        self._local = _Local(deadline)
+        self._local = _Local()
         self._pool = endpoint.sync_pool(deadline, deadline, parser_class=_parser_class(self._local))
 
     def exchange(self, packed: bytes, count: int) -> list[Any]:
@@ -213,7 +165,7 @@ class Held:
         line, local.line = local.line, None
         now = time.monotonic()
         try:
-            if line is not None and now - local.used >= _IDLE and line.is_dead():
+            if line is not None and now - local.used >= _IDLE and _is_dead(line.connection):
                 line.connection.disconnect()
                 line = None
             if line is None:

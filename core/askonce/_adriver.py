@@ -31,6 +31,7 @@ from ._effects import (
     ScriptCall,
     Sleep,
     Tell,
+    Tried,
 )
 from ._loops import detach, within
 from ._view import View
@@ -60,8 +61,8 @@ class AsyncDriver(View):
 
     async def _straight(
         self, digest: bytes, codec: Codec[Any] | None, usable: Callable[[Any], bool] | None = None
-    ) -> tuple[AnyServed | None, Fetched | None]:
-        """Serve a plain fresh hit with no program; else return what was fetched, so that nothing is read twice."""
+    ) -> tuple[AnyServed | None, Tried]:
+        """Serve a plain fresh hit with no program; else return what was fetched, or the error: nothing is asked twice."""
         namespace = self._namespace
         part = namespace.state.partition_of(digest)
         if (word := part.word) is None:
@@ -76,12 +77,13 @@ class AsyncDriver(View):
         try:
             replies = await self._ask_for(part, (member,), now)
             return straight.judged(part, word, member, now, mark, replies, policy, codec, usable)
-        except BackendUnavailable:
-            return None, None  # the program meets it again, at once, and decides
+        except BackendUnavailable as error:
+            await self._failed(part.index, error)
+            return None, error
 
     async def _straight_many(
         self, digests: Sequence[bytes], codec: Codec[Any] | None, control: Control
-    ) -> tuple[dict[int, AnyServed], Fetched | None]:
+    ) -> tuple[dict[int, AnyServed], Tried]:
         """Do what ``_straight`` does for several of one partition; return the hits by their numbers."""
         namespace = self._namespace
         part = namespace.straight.only_partition(digests) if control is NONE else None
@@ -89,8 +91,9 @@ class AsyncDriver(View):
             return {}, None
         try:
             fetched = await self._read(part, tuple([word.prefix + digest for digest in digests]))
-        except BackendUnavailable:
-            return {}, None  # as above
+        except BackendUnavailable as error:
+            await self._failed(part.index, error)
+            return {}, error
         return namespace.straight.plain_hits(word, fetched, self._policy, codec)
 
     async def _straight_store(

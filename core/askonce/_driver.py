@@ -33,6 +33,7 @@ from ._effects import (
     ScriptCall,
     Sleep,
     Tell,
+    Tried,
 )
 from ._loops import running_loop
 from ._view import View
@@ -51,8 +52,8 @@ class Driver(View):
 
     def _straight(
         self, digest: bytes, codec: Codec[Any] | None, usable: Callable[[Any], bool] | None = None
-    ) -> tuple[AnyServed | None, Fetched | None]:
-        """Serve a plain fresh hit with no program; else return what was fetched, so that nothing is read twice."""
+    ) -> tuple[AnyServed | None, Tried]:
+        """Serve a plain fresh hit with no program; else return what was fetched, or the error: nothing is asked twice."""
         namespace = self._namespace
         part = namespace.state.partition_of(digest)
         if (word := part.word) is None:
@@ -67,12 +68,13 @@ class Driver(View):
         try:
             replies = self._ask_for(part, (member,), now)
             return straight.judged(part, word, member, now, mark, replies, policy, codec, usable)
-        except BackendUnavailable:
-            return None, None  # the program meets it again, at once, and decides
+        except BackendUnavailable as error:
+            self._failed(part.index, error)
+            return None, error
 
     def _straight_many(
         self, digests: Sequence[bytes], codec: Codec[Any] | None, control: Control
-    ) -> tuple[dict[int, AnyServed], Fetched | None]:
+    ) -> tuple[dict[int, AnyServed], Tried]:
         """Do what ``_straight`` does for several of one partition; return the hits by their numbers."""
         namespace = self._namespace
         part = namespace.straight.only_partition(digests) if control is NONE else None
@@ -80,8 +82,9 @@ class Driver(View):
             return {}, None
         try:
             fetched = self._read(part, tuple([word.prefix + digest for digest in digests]))
-        except BackendUnavailable:
-            return {}, None  # as above
+        except BackendUnavailable as error:
+            self._failed(part.index, error)
+            return {}, error
         return namespace.straight.plain_hits(word, fetched, self._policy, codec)
 
     def _straight_store(

@@ -52,6 +52,10 @@ class Fetched(NamedTuple):
     now_ms: int
 
 
+#: What a program need not ask for any more: what was fetched before it began, or the error.
+Tried: TypeAlias = Fetched | BackendUnavailable | None
+
+
 @dataclass(frozen=True, slots=True)
 class Computed:
     """The answer of ``Compute``: what the caller's function returned, and how long it took."""

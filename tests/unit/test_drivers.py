@@ -58,11 +58,14 @@ class Both:
             async def read(part: Partition, members: tuple[bytes, ...]) -> Any:
                 return self.server.answer(Fetch(part.index, members))
 
-            self.cache._read, self.cache._exchange = read, lose
+            async def nothing(*_: Any) -> Any:
+                return None, None
+
+            self.cache._read, self.cache._exchange, self.cache._straight = read, lose, nothing
             self.cache._invoke = self.cache._invoke_many = answer
         else:
             self.cache._read = lambda part, members: self.server.answer(Fetch(part.index, members))
-            self.cache._exchange = lost
+            self.cache._exchange, self.cache._straight = lost, lambda *_: (None, None)
             self.cache._invoke = self.cache._invoke_many = self.server.answer
 
     def do(self, name: str, *args: Any, **kwargs: Any) -> Any:
@@ -168,6 +171,25 @@ def test_what_a_plain_store_leaves_is_done(both):
     both.cache._run = note
     assert both.do("store", "q", "v") is True
     assert done == ["tidy_up"]
+
+
+@pytest.mark.parametrize(("name", "missing"), [("lookup", None), ("get_many", [None])])
+@pytest.mark.parametrize("strict", [False, True])
+def test_what_the_straight_path_failed_to_read_is_not_asked_again(make, strict, name, missing):
+    """A miss, counted once; a strict cache says why it failed."""
+    both = make(strict=strict)
+    both.do("store", "p", "v")
+    both.cache._namespace.state.counters.take()
+    del both.cache._straight, both.cache._read
+    both.cache._fetch_many = None  # nor by another way
+    asked = "p" if name == "lookup" else ["p"]
+
+    if strict:
+        with pytest.raises(BackendUnavailable, match="no wire in this test|Error 111"):
+            both.do(name, asked)
+    else:
+        assert both.do(name, asked) == missing
+        assert both.cache._namespace.state.counters.peek() == {"backend_errors": 1, "misses": 1}
 
 
 # --- a program runs to its end ------------------------------------------------------------------------------------

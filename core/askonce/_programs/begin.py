@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
-from .._effects import Fetched, Program, TimedOut, invoke, join
+from .._effects import Program, TimedOut, Tried, invoke, join
 from .._flights import Flight
 from ..errors import BackendUnavailable, NotCached
 from ..policy import Freshness
@@ -42,9 +42,7 @@ class Held:
     fallback: Found | None = None  # what may be served if computing fails
 
 
-def begin(
-    state: State, wanted: Ask, fetched: Fetched | None = None, *, refresh: bool
-) -> Program[AnyServed | Held]:
+def begin(state: State, wanted: Ask, fetched: Tried = None, *, refresh: bool) -> Program[AnyServed | Held]:
     """Serve *wanted*, or return what the caller holds while it computes.  *refresh* serves nothing stored."""
     found, reachable, seen = None, True, b""
     try:

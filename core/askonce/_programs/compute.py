@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from .._effects import Fetched, Program, TimedOut, compute, decode, detach, fetch, invoke, join, listen, sleep
+from .._effects import Program, TimedOut, Tried, compute, decode, detach, fetch, invoke, join, listen, sleep
 from .._flights import Flight, Landed
 from ..entry import Corrupt, is_grave
 from ..errors import BackendUnavailable, LeaderFailed, NotCached
@@ -28,7 +28,7 @@ _MOST_TURNS = 8
 _FIRST_PAUSE_MS, _LONGEST_PAUSE_MS, _MOST_FAILURES = 1_000, 60_000, 10_000
 
 
-def get_or_compute(state: State, wanted: Ask, fetched: Fetched | None = None) -> Program[AnyServed]:
+def get_or_compute(state: State, wanted: Ask, fetched: Tried = None) -> Program[AnyServed]:
     """Serve *wanted*, computing it at most once among all concurrent callers."""
     if not wanted.read:
         return (yield from _unread(state, wanted))

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from .._effects import Fetched, Program, ask, ask_leniently, decode, detach, fetch, invoke, tell
+from .._effects import Program, Tried, ask, ask_leniently, decode, detach, fetch, invoke, tell
 from .._flights import Landed
 from ..entry import TAGGED, Corrupt, Entry, Unusable, cost_ms, is_grave, parse
 from ..errors import BackendUnavailable, Disagreement, OutOfMemory, Unfit
@@ -58,7 +58,7 @@ class Found:
         return Served(self.value, source, self.age, self.ttl)
 
 
-def lookup(state: State, wanted: Ask, fetched: Fetched | None = None) -> Program[AnyServed | None]:
+def lookup(state: State, wanted: Ask, fetched: Tried = None) -> Program[AnyServed | None]:
     """Serve what is stored, fresh or stale, or return None."""
     if not wanted.read:
         return None
@@ -93,13 +93,15 @@ def stand_in(state: State, found: Found | None) -> AnyServed | None:
     return found.served(Source.STALE_IF_ERROR)
 
 
-def find(state: State, wanted: Ask, fetched: Fetched | None = None) -> Program[Found | None]:
+def find(state: State, wanted: Ask, fetched: Tried = None) -> Program[Found | None]:
     """
     Return what is stored for *wanted*, judged, or None.
 
-    *fetched* is a reply that the driver's straight path already has.  An entry that cannot be used is returned as
-    DEAD: its fence is needed to replace it.
+    *fetched* is what the driver's straight path has read already, or failed to.  An entry that cannot be used is
+    returned as DEAD: its fence is needed to replace it.
     """
+    if isinstance(fetched, BackendUnavailable):
+        raise fetched
     part = wanted.partition
     for _ in range(_MOST_TURNS):
         word = part.word or (yield from connect(state, part))

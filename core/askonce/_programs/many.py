@@ -13,6 +13,7 @@ from .._effects import (
     Fetched,
     Program,
     ScriptCall,
+    Tried,
     compute_many,
     detach,
     fetch_many,
@@ -42,13 +43,11 @@ from .write import (
 )
 
 
-def get_many(
-    state: State, asks: Sequence[Ask], fetched: Fetched | None = None
-) -> Program[list[AnyServed | None]]:
+def get_many(state: State, asks: Sequence[Ask], fetched: Tried = None) -> Program[list[AnyServed | None]]:
     """
     Serve each request, or None; one round trip for 128 of them.
 
-    *fetched* is what the driver's straight path has read of all, which are then of one partition.
+    *fetched* is what the driver's straight path has read of all, or failed to; they are then of one partition.
     """
     founds, _ = yield from _find_many(state, asks, fetched)
     served = [serve(state, founds.get(wanted.digest)) for wanted in asks]
@@ -59,13 +58,15 @@ def get_many(
 
 
 def _find_many(
-    state: State, asks: Sequence[Ask], fetched: Fetched | None
+    state: State, asks: Sequence[Ask], fetched: Tried
 ) -> Program[tuple[dict[bytes, Found], set[int]]]:
     """Return what was found, and which partitions are away."""
     founds: dict[bytes, Found] = {}
     away: set[int] = set()
     if fetched is not None and (word := asks[0].partition.word) is not None:
         try:
+            if isinstance(fetched, BackendUnavailable):
+                raise fetched
             yield from _judge_group(state, word, asks, fetched, founds)
         except BackendUnavailable as error:
             failed(state, error)
@@ -113,9 +114,7 @@ def _judge_group(
             founds[wanted.digest] = found
 
 
-def get_or_compute_many(
-    state: State, asks: Sequence[Ask], fetched: Fetched | None = None
-) -> Program[list[AnyServed]]:
+def get_or_compute_many(state: State, asks: Sequence[Ask], fetched: Tried = None) -> Program[list[AnyServed]]:
     """
     Serve all requests (distinct, in order), computing each missing one at most once among all callers.
 

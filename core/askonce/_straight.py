@@ -219,10 +219,8 @@ class Straight:
         victims = part.take_victims(PEEK) if part.victims else ()
         tidy = part.is_to_sweep(int(self.clock.now()))
         if victims or tidy:
-            call = store_call(
-                state, names, publish, word, digest, flags, payload, lifetime_ms, window_ms, victims, tidy
-            )
-            return pack_script(STORE, *call)
+            command = names, publish, word, digest, flags, payload, lifetime_ms, window_ms
+            return pack_script(STORE, *store_call(state, *command, victims=victims, tidy=tidy))
         kind = (part.index, flags, window_ms)
         form = self._forms.get(kind)
         if form is None or form.word is not word or form.publish is not publish:

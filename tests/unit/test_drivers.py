@@ -185,7 +185,7 @@ def test_what_the_straight_path_failed_to_read_is_not_asked_again(make, strict, 
     asked = "p" if name == "lookup" else ["p"]
 
     if strict:
-        with pytest.raises(BackendUnavailable, match="no wire in this test|Error 111"):
+        with pytest.raises(BackendUnavailable, match=r"no wire in this test|Error 111"):
             both.do(name, asked)
     else:
         assert both.do(name, asked) == missing

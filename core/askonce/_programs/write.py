@@ -178,22 +178,10 @@ def store_call_of(
     else:
         flags = encoded.flags | (TAGGED if wanted.tags else 0) | (LABELLED if wanted.label is not None else 0)
         body = label_block(wanted.label) + tag_block(wanted.tags) + encoded.payload
-    part = wanted.partition
+    part, digest = wanted.partition, wanted.digest
     victims, tidy = part.take_victims(PEEK), part.is_to_sweep(wanted.now_ms)
-    return store_call(
-        state,
-        part.names,
-        part.publish,
-        word,
-        wanted.digest,
-        flags,
-        body,
-        ttl_ms,
-        window_ms,
-        victims,
-        tidy,
-        grant,
-    )
+    command = part.names, part.publish, word, digest, flags, body, ttl_ms, window_ms
+    return store_call(state, *command, victims=victims, tidy=tidy, grant=grant)
 
 
 def store_call(
@@ -206,6 +194,7 @@ def store_call(
     body: bytes,
     ttl_ms: int,
     window_ms: int,
+    *,
     victims: Sequence[bytes] = (),
     tidy: bool = False,
     grant: Grant | None = None,

@@ -40,12 +40,12 @@ class Reading:
         return self._straight.pack_fetch(self._partition, members, self._straight.clock.now())
 
 
-#: What stands in a form for what is filled in, and as it is packed: no other word of a store is like any of them.
+#: What stands in a form for what is filled in, and how it looks when packed; no other word of a store is like it.
 _DIGEST: Final = b"\xff" * DIGEST_LENGTH
 _BODY: Final = b"\xfe"
 _LIFETIME: Final = -1
-_BLANKS: Final = re.compile(rb"\xff{27}|\$1\r\n\xfe\r\n|\$2\r\n-1\r\n")
-#: One for each partition, and stale window of a policy; made anew when there are more.
+_BLANKS: Final = re.compile(rb"\xff{%d}|\$1\r\n\xfe\r\n|\$2\r\n-1\r\n" % DIGEST_LENGTH)
+#: Forms: one for each partition and stale window of a policy, twice.  All are made anew when there are more.
 _MOST_FORMS: Final = 2_048
 
 
@@ -53,7 +53,7 @@ class _Form(NamedTuple):
     """
     A plain store, packed but for what differs from one to the next: digest (four times), body, lifetime.
 
-    Packing its 26 words anew takes longer than finding what was looked up.
+    Its other words, two dozen, are the same each time.
     """
 
     word: Word

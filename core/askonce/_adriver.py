@@ -39,7 +39,7 @@ from ._wire.commands import answer, answers_of, checked, is_unknown_script, pack
 from .control import NONE, Control
 from .entry import Codec
 from .errors import BackendUnavailable, Unfit
-from .scripts import MOVED, REPLACED, STORE, STORED, Script
+from .scripts import REPLACED, STORE, STORED, Script
 from .served import AnyServed
 
 T = TypeVar("T")
@@ -114,8 +114,7 @@ class AsyncDriver(View):
             await self._failed(part.index, error)
             now_ms = int(namespace.clock.now())
             return await self._run(programs.not_stored(namespace.state, part, now_ms, error), call)
-        if stored.code == MOVED:
-            part.word = None
+        if programs.is_outdated(part, stored):
             return encoded
         if straight.noted(part, digest, stored):
             await self._run(programs.tidy_up(namespace.state, part, stored), call)

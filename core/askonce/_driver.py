@@ -41,7 +41,7 @@ from ._wire.commands import answer, answers_of, checked, is_unknown_script, pack
 from .control import NONE, Control
 from .entry import Codec
 from .errors import BackendUnavailable, ConfigurationError, Unfit
-from .scripts import MOVED, REPLACED, STORE, STORED, Script
+from .scripts import REPLACED, STORE, STORED, Script
 from .served import AnyServed
 
 T = TypeVar("T")
@@ -105,8 +105,7 @@ class Driver(View):
             self._failed(part.index, error)
             now_ms = int(namespace.clock.now())
             return self._run(programs.not_stored(namespace.state, part, now_ms, error), call)
-        if stored.code == MOVED:
-            part.word = None
+        if programs.is_outdated(part, stored):
             return encoded
         if straight.noted(part, digest, stored):
             self._run(programs.tidy_up(namespace.state, part, stored), call)

@@ -18,7 +18,7 @@ from .find import lookup, stand_in
 from .many import get_many, get_or_compute_many, store_many
 from .state import AT_ONCE, META, Ask, Partition, State, Word
 from .stream import Behind, Elsewhere, end, fallback, is_followed, pull, read_ahead, rest, take_up, tune_in
-from .write import PEEK, Given, not_encoded, not_stored, note_stored, store, store_call, tidy_up
+from .write import PEEK, Given, is_outdated, not_encoded, not_stored, note_stored, store, store_call, tidy_up
 
 __all__ = [
     "AT_ONCE",
@@ -51,6 +51,7 @@ __all__ = [
     "invalidate",
     "invalidate_tag",
     "is_followed",
+    "is_outdated",
     "lookup",
     "not_encoded",
     "not_stored",

@@ -152,13 +152,19 @@ def write(state: State, wanted: Ask, encoded: Encoded, grant: Grant | None) -> P
     part = wanted.partition
     current = grant.word if grant else part.word or (yield from connect(state, part))
     stored = yield from _store(state, wanted, current, encoded, grant)
-    if stored.code == MOVED:
-        part.word = None
-        if grant is None:
-            current = yield from connect(state, part)
-            stored = yield from _store(state, wanted, current, encoded, None)
+    if is_outdated(part, stored) and grant is None:
+        current = yield from connect(state, part)
+        stored = yield from _store(state, wanted, current, encoded, None)
     yield from settle(state, part, stored)
     return stored.code
+
+
+def is_outdated(part: Partition, stored: Stored) -> bool:
+    """Return whether a store was refused because the generation has moved; then the control word is to be read anew."""
+    if stored.code != MOVED:
+        return False
+    part.word = None
+    return True
 
 
 def _store(state: State, wanted: Ask, word: Word, encoded: Encoded, grant: Grant | None) -> Program[Stored]:
